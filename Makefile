@@ -1,0 +1,56 @@
+# Every target does its own set-up: a virtual environment with pinned packages, made once.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo cpu test test-all lint format bench mlflow doctor results setup clean help
+
+help:            ## this list
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+
+setup: $(STAMP)  ## virtual environment and pinned packages
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; say make PYTHON=/path/to/python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)   ## train four language models and open their leaderboard: a few minutes
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro report@demo
+	@echo "The leaderboard: reports/demo/index.html   The runs: make mlflow"
+
+cpu: $(STAMP)    ## reproduce the cpu suite: hours on two cores
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro report@cpu
+
+test: $(STAMP)   ## unit, contract, reference, pipeline and short fault tests
+	$(BIN)/python -m pytest tests -m 'not slow and not gpu'
+
+test-all: $(STAMP) ## everything, learning thresholds and all faults too
+	$(BIN)/python -m pytest tests -m 'not gpu'
+
+lint: $(STAMP)   ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## speed and memory, as ratios within one run
+	$(BIN)/python benchmarks/run_all.py
+
+mlflow: $(STAMP) ## the runs in a browser, on 127.0.0.1:5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --backend-store-uri sqlite:///mlflow.db --artifacts-destination ./mlartifacts --host 127.0.0.1 --port 5000
+
+doctor: $(STAMP) ## is this machine ready?
+	$(BIN)/unroll doctor
+
+results: $(STAMP) ## write docs/results.md and the README's table
+	$(BIN)/unroll results
+
+clean:           ## remove what was computed here; keeps data/downloads
+	rm -rf data/prepared models histories predictions evaluations reports runs mlflow.db mlartifacts
