@@ -1,0 +1,70 @@
+"""Causal dilated convolution over time: output t sees inputs t, t - d, ..., t - (k-1)d.
+
+Papers: van den Oord et al. 2016, 1609.03499; weight normalisation: Salimans & Kingma 2016, 1602.07868.
+
+    y_t = b + sum_i W_i x_{t - (k-1-i) d}        with weight normalisation  W = g v / |v|  per output channel
+
+Computed as one matrix product over the k shifted inputs laid side by side. Time stays at dim 1, so no transposition
+is needed around it, and a step is the same product as a pass. Measured against `conv1d` in bf16 autocast, forward and
+backward, two threads of a Zen 4, C=256, B=32, T=256: 21 ms to 24 ms for k=2, 29 ms to 30 ms for k=3.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def side_by_side(inputs: Tensor, kernel: int, dilation: int) -> Tensor:
+    """For every time step the `kernel` inputs that it sees, the oldest first.
+
+    Args:
+        inputs: [B,(k-1)d+T,C], of which the first (k-1)d steps are history.
+
+    Returns:
+        [B,T,k*C]
+    """
+    length = inputs.shape[1] - (kernel - 1) * dilation
+    return torch.cat([inputs[:, tap * dilation : tap * dilation + length] for tap in range(kernel)], dim=-1)
+
+
+class CausalConvolution(nn.Module):
+    """A causal dilated convolution [B,T,C] -> [B,T,C'] whose state is the last (k-1)d inputs.
+
+    State: {"past": [B,(k-1)d,C]}, the oldest first; zeros at the start, as zero padding would give.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, dilation: int = 1, weight_norm: bool = False, bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.inputs, self.outputs, self.kernel, self.dilation = inputs, outputs, kernel, dilation
+        bound = 1.0 / math.sqrt(kernel * inputs)
+        self.weight = nn.Parameter(torch.empty(outputs, kernel * inputs).uniform_(-bound, bound))  # [C',k*C]
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+        self.gain = nn.Parameter(self.weight.detach().norm(dim=1)) if weight_norm else None  # [C']
+
+    @property
+    def history(self) -> int:
+        """Inputs before the present one that an output depends on: (k-1)d."""
+        return (self.kernel - 1) * self.dilation
+
+    def initial_state(
+        self, batch: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> dict[str, Tensor]:
+        return {"past": torch.zeros(batch, self.history, self.inputs, device=device, dtype=dtype)}
+
+    def forward(self, inputs: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """`inputs` [B,T,C] -> outputs [B,T,C'] and the state after them, in the type it came in."""
+        past, device = state["past"], inputs.device.type
+        if torch.is_autocast_enabled(
+            device
+        ):  # one conversion of each input; autocast itself would convert all k copies
+            inputs = inputs.to(torch.get_autocast_dtype(device))
+        inputs = torch.cat([past.to(inputs.dtype), inputs], dim=1)  # [B,(k-1)d+T,C]
+        weight = self.weight if self.gain is None else self.gain[:, None] * F.normalize(self.weight, dim=1)
+        outputs = F.linear(side_by_side(inputs, self.kernel, self.dilation), weight, self.bias)  # [B,T,C']
+        return outputs, {"past": inputs[:, inputs.shape[1] - self.history :].to(past.dtype)}

@@ -1,0 +1,209 @@
+"""Recurrent sequence layers: RNN, LSTM and GRU with one signature, `layer(inputs [B,T,D], state) -> (outputs [B,T,H], state)`.
+
+Papers: Elman 1990 (RNN); Hochreiter & Schmidhuber 1997 with the forget gate of Gers 2000 (LSTM); Cho 2014, arXiv:1406.1078
+(GRU). Equations, with * the elementwise product, W = weight_input, U = weight_hidden and b = bias cut into one block a gate:
+
+    RNN    h_t = tanh(W x_t + U h_{t-1} + b)
+    LSTM   f, i, o = sigmoid(W x_t + U h_{t-1} + b)      forget, input and output gate
+           c~ = tanh(W x_t + U h_{t-1} + b)              candidate
+           c_t = f * c_{t-1} + i * c~                    memory: f = 1, i = 0 leaves it unchanged, exactly
+           h_t = o * tanh(c_t)
+    GRU    r, z = sigmoid(W x_t + U h_{t-1} + b)         reset and update gate
+           reset="before"  h~ = tanh(W x_t + U (r * h_{t-1}) + b)            h_t = (1 - z) * h_{t-1} + z * h~
+           reset="after"   h~ = tanh(W x_t + b + r * (U h_{t-1} + b_hidden))  h_t = z * h_{t-1} + (1 - z) * h~
+
+`before` is the form of the paper and of the course (whose GRU has no biases: `bias=False`), `after` that of cuDNN and torch.
+The two differ in where r acts and, by the toolkits' convention, in which side of the mixture z weighs.
+
+Deliberate differences from `torch.nn`: one bias for the sum W x + U h instead of two that only ever appear added up; the forget
+gate's bias starts at 1 (Jozefowicz 2015), not at noise around 0. The rows of the weights stand in torch's order (LSTM: input, forget,
+candidate, output; GRU: reset, update, candidate), so that torch's weights copy straight in and its kernels run on ours without a copy.
+
+State goes in and comes out, batch at dimension 0 of every tensor, always in the parameters' type (so float32 under autocast).
+`method="loop"` is the plain loop over time, kept as the reference that the fast paths (`recurrent_kernels.py`) must equal.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unroll.errors import UserError
+from unroll.layers import recurrent_kernels as kernels
+
+State = dict[str, Tensor]
+
+
+class RecurrentLayer(nn.Module):
+    """What the three layers share: parameters, state, the choice between loop and fast path, the loop itself.
+
+    A layer has `gates` blocks of weights and the state tensors named in `state_names`, the first of which is the output.
+    """
+
+    gates: int
+    state_names: tuple[str, ...] = ("hidden",)
+
+    def __init__(
+        self, input_width: int, width: int, *, bias: bool = True, method: Literal["fast", "loop"] = "fast"
+    ) -> None:
+        super().__init__()
+        self.input_width, self.width, self.method = input_width, width, method
+        self.weight_input = nn.Parameter(torch.empty(self.gates * width, input_width))  # [G*H,D]
+        self.weight_hidden = nn.Parameter(torch.empty(self.gates * width, width))  # [G*H,H]
+        self.bias = nn.Parameter(torch.empty(self.gates * width)) if bias else None  # [G*H]
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform in +-1/sqrt(H), as torch.nn does."""
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(self.width**-0.5), self.width**-0.5)
+
+    def initial_state(
+        self, batch: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        """Zeros [B,H] for each name of the state, by default where the parameters are and of their type."""
+        like = self.weight_hidden
+        return {
+            name: torch.zeros(batch, self.width, device=device or like.device, dtype=dtype or like.dtype)
+            for name in self.state_names
+        }
+
+    def forward(self, inputs: Tensor, state: State, weight_hidden: Tensor | None = None) -> tuple[Tensor, State]:
+        """Run over [B,T,D] from `state`; returns the hidden states [B,T,H] and the state after the last step.
+
+        `weight_hidden` [G*H,H] stands in for the parameter of that name (weight drop). Raises ValueError on wrong shapes.
+        """
+        weight_hidden = self.weight_hidden if weight_hidden is None else weight_hidden
+        self._check(inputs, state, weight_hidden)
+        if self.method == "loop":
+            return self.loop(inputs, state, weight_hidden)
+        return self.fast(inputs, state, weight_hidden)
+
+    def loop(self, inputs: Tensor, state: State, weight_hidden: Tensor) -> tuple[Tensor, State]:
+        """The reference: one `step` after the other."""
+        outputs = []
+        for projected in F.linear(inputs, self.weight_input, self.bias).unbind(1):  # [B,G*H] each
+            state = self.step(projected, state, weight_hidden)
+            outputs.append(state["hidden"])
+        return torch.stack(outputs, 1), state  # [B,T,H]
+
+    def step(self, projected: Tensor, state: State, weight_hidden: Tensor) -> State:
+        """The equations: from W x_t + b [B,G*H] and the state before to the state after."""
+        raise NotImplementedError
+
+    def fast(self, inputs: Tensor, state: State, weight_hidden: Tensor) -> tuple[Tensor, State]:
+        """The same as `loop`, in the fastest way known for this device and type."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"{self.input_width}, {self.width}, bias={self.bias is not None}, method={self.method!r}"
+
+    def _check(self, inputs: Tensor, state: State, weight_hidden: Tensor) -> None:
+        name = type(self).__name__
+        if inputs.dim() != 3 or inputs.shape[1] == 0 or inputs.shape[2] != self.input_width:
+            raise ValueError(f"{name}: inputs are {tuple(inputs.shape)}, expected [B,T,{self.input_width}] with T >= 1")
+        tensors = {"weight_hidden": weight_hidden, **{key: state[key] for key in self.state_names}}
+        for key, tensor in tensors.items():
+            rows = len(self.weight_hidden) if key == "weight_hidden" else len(inputs)
+            if tensor.shape != (rows, self.width):
+                raise ValueError(f"{name}: {key} is {tuple(tensor.shape)}, expected {(rows, self.width)}")
+
+
+class RNN(RecurrentLayer):
+    """Elman's tanh network; state {"hidden": [B,H]}."""
+
+    gates = 1
+
+    def step(self, projected: Tensor, state: State, weight_hidden: Tensor) -> State:
+        hidden = torch.tanh(projected + F.linear(state["hidden"], weight_hidden))  # [B,H]
+        return {"hidden": hidden.to(weight_hidden.dtype)}
+
+    def fast(self, inputs: Tensor, state: State, weight_hidden: Tensor) -> tuple[Tensor, State]:
+        outputs, hidden = kernels.rnn(inputs, state["hidden"], self.weight_input, weight_hidden, self.bias)
+        return outputs, {"hidden": hidden}
+
+
+class LSTM(RecurrentLayer):
+    """Long short-term memory; state {"hidden": [B,H], "memory": [B,H]}.
+
+    `forget_bias` is the forget gate's bias at the start; None leaves it at torch's noise around 0.
+    """
+
+    gates = 4
+    state_names = ("hidden", "memory")
+
+    def __init__(self, input_width: int, width: int, *, forget_bias: float | None = 1.0, **options: Any) -> None:
+        self.forget_bias = forget_bias
+        super().__init__(input_width, width, **options)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.bias is not None and self.forget_bias is not None:
+            nn.init.constant_(self.bias[self.width : 2 * self.width], self.forget_bias)
+
+    def step(self, projected: Tensor, state: State, weight_hidden: Tensor) -> State:
+        gates = projected + F.linear(state["hidden"], weight_hidden)  # [B,4H]
+        i, f, candidate, o = gates.chunk(4, -1)  # [B,H] each
+        memory = f.sigmoid() * state["memory"] + i.sigmoid() * candidate.tanh()  # [B,H]
+        return {"hidden": o.sigmoid() * memory.tanh(), "memory": memory}
+
+    def fast(self, inputs: Tensor, state: State, weight_hidden: Tensor) -> tuple[Tensor, State]:
+        outputs, hidden, memory = kernels.lstm(
+            inputs, state["hidden"], state["memory"], self.weight_input, weight_hidden, self.bias
+        )
+        return outputs, {"hidden": hidden, "memory": memory}
+
+
+class GRU(RecurrentLayer):
+    """Gated recurrent unit with the reset gate `before` (Cho 2014) or `after` (cuDNN) the recurrent product; state {"hidden": [B,H]}.
+
+    `after` has one more parameter, `bias_hidden` [H]: its bias within r's reach cannot be merged into `bias`.
+    """
+
+    gates = 3
+
+    def __init__(
+        self, input_width: int, width: int, *, reset: Literal["before", "after"] = "before", **options: Any
+    ) -> None:
+        if reset not in ("before", "after"):
+            raise UserError(f"gru: reset is {reset!r}, allowed: 'before', 'after'")
+        self.reset = reset
+        super().__init__(input_width, width, **options)
+        self.bias_hidden: nn.Parameter | None = None
+        if reset == "after" and self.bias is not None:
+            self.bias_hidden = nn.Parameter(torch.empty(width).uniform_(-(width**-0.5), width**-0.5))  # [H]
+
+    def step(self, projected: Tensor, state: State, weight_hidden: Tensor) -> State:
+        hidden, width = state["hidden"], self.width
+        if self.reset == "after":
+            recurrent = F.linear(hidden, weight_hidden)  # [B,3H]
+            r, z = (projected + recurrent)[:, : 2 * width].sigmoid().chunk(2, -1)  # [B,H] each
+            inner = recurrent[:, 2 * width :]
+            inner = inner if self.bias_hidden is None else inner + self.bias_hidden
+            candidate = torch.tanh(projected[:, 2 * width :] + r * inner)  # [B,H]
+            mixed = z * hidden + (1 - z) * candidate
+        else:
+            recurrent = F.linear(hidden, weight_hidden[: 2 * width])  # [B,2H]
+            r, z = (projected[:, : 2 * width] + recurrent).sigmoid().chunk(2, -1)  # [B,H] each
+            candidate = torch.tanh(projected[:, 2 * width :] + F.linear(r * hidden, weight_hidden[2 * width :]))
+            mixed = (1 - z) * hidden + z * candidate
+        return {"hidden": mixed.to(weight_hidden.dtype)}
+
+    def fast(self, inputs: Tensor, state: State, weight_hidden: Tensor) -> tuple[Tensor, State]:
+        if self.reset == "before":
+            return self.loop(inputs, state, weight_hidden)
+        outputs, hidden = kernels.gru(
+            inputs, state["hidden"], self.weight_input, weight_hidden, self.bias, self.bias_hidden
+        )
+        return outputs, {"hidden": hidden}
+
+
+CELLS: dict[str, type[RecurrentLayer]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
+
+
+def recurrent_layer(cell: str, input_width: int, width: int, **options: Any) -> RecurrentLayer:
+    """The layer called `cell` ("rnn", "lstm", "gru"), with that class's options; raises UserError for an unknown name."""
+    if cell not in CELLS:
+        raise UserError(f"recurrent layer: cell is {cell!r}, allowed: {', '.join(CELLS)}")
+    return CELLS[cell](input_width, width, **options)
