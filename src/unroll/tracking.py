@@ -1,0 +1,499 @@
+"""Sends journals to MLflow, from a process of its own. The only file that imports mlflow.
+
+    python -m unroll.tracking runs/<recipe>-<hash>/seed-<seed> [--root FOLDER]      until standard input closes
+
+Training writes its journal and never waits for a tracker: the sender reads the journal behind it at the lowest
+priority, and whatever the server does (absent, slow, killed, back later) it tries again until the driver lets go.
+Every metric arrives exactly once, because sending twice does no harm:
+
+- MLflow's SQL stores keep one row for each (run, key, timestamp, step, value), and time stamps come from the journal;
+- the run carries a tag made up before the run was created, so a run whose number was lost is found again.
+
+Beside the journal lie `mlflow_run.json` (which run, in which store) and `sent.json` (how many bytes of the journal the
+store has). The store is `MLFLOW_TRACKING_URI`, or `<root>/mlflow.db` with files in `<root>/mlartifacts`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import posixpath
+import re
+import select
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from unroll.errors import UserError
+from unroll.journal import flatten, is_being_written, lines, without_passwords
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+POLL_SECONDS = 2.0
+LONGEST_PAUSE = 30.0
+PATIENCE_AFTER_DRIVER = 60.0
+METRICS_PER_CALL = 1000  # limits of MLflow's REST API, on numbers and on the bytes of a request
+TEXTS_PER_CALL = 20
+LONGEST_KEY, LONGEST_TEXT = 250, 6000
+RUN_TAG = "unroll.run"
+LATER = "nothing is lost: `unroll track` sends the rest"
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the sender has its own pauses
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # a server that takes 30 s to answer is slow, not dead
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_CONFIGURE_LOGGING": "false",
+}
+
+
+@dataclass
+class Handle:
+    """A running sender; closing its standard input asks it to send the rest and end."""
+
+    folder: Path
+    root: Path
+    process: subprocess.Popen[bytes]
+
+
+@dataclass
+class Sent:
+    """What `send_pending` did: runs that are complete in the store now, and one line for each that is not."""
+
+    runs: int
+    problems: list[str]
+
+
+def start_sender(folder: Path, root: Path | None = None) -> Handle:
+    """Follow the journal of a run from another process; its messages go to `tracking.log` in the run's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    root = _root(folder, root)
+    command = [sys.executable, "-m", "unroll.tracking", str(folder.absolute()), "--root", str(root)]
+    with (folder / "tracking.log").open("ab") as log:
+        # A session of its own: Ctrl-C ends the training; the sender then sees its input close and sends the rest.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+    return Handle(folder, root, process)
+
+
+def finish(handle: Handle, timeout: float = 20.0) -> str | None:
+    """Let the sender send the rest, for at most `timeout` seconds. One line for the user if something is left."""
+    assert handle.process.stdin is not None
+    handle.process.stdin.close()
+    try:
+        handle.process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        handle.process.kill()
+        handle.process.wait()
+    left = unsent(handle.folder, handle.root)
+    if not left:
+        return None
+    log = handle.folder / "tracking.log"
+    said = log.read_text(errors="replace").splitlines() if log.exists() else []
+    reason = said[-1] if said else f"not done in {timeout:.0f} s"
+    return f"MLflow: {left} lines of {handle.folder / 'journal.jsonl'} are not sent ({reason}); {LATER}"
+
+
+def unsent(folder: Path, root: Path | None = None) -> int:
+    """Number of journal lines that the store does not have yet."""
+    offset = _sent(folder, _root(folder, root)).get("offset", 0)
+    return sum(1 for _ in lines(folder, offset))
+
+
+def send_pending(root: Path) -> Sent:
+    """Send what is left in every `runs/*/*/journal.jsonl`; a UserError says that the store cannot be reached."""
+    sent = Sent(0, [])
+    client: MlflowClient | None = None
+    for path in sorted((root / "runs").glob("*/*/journal.jsonl")):
+        folder = path.parent
+        try:
+            if _is_complete(folder, root):
+                continue
+            with _alone(folder):
+                client = client or connect(root)
+                sender = Sender(folder, root, client)
+                sender.send()
+                sender.settle()
+            sent.runs += 1
+        except UserError as error:
+            sent.problems.append(str(error))
+        except _outages() as error:
+            raise UserError(f"{folder}: not sent: {_reason(error, root)}; {LATER}") from None
+    return sent
+
+
+def register(folder: Path, model_folder: Path, name: str, root: Path | None = None) -> str:
+    """Keep an exported model (safetensors and JSON, never a pickle) with its run and register it as `name`.
+
+    A run registers one version; `models:/<name>@latest` is the newest. Returns the version.
+
+    Raises:
+        UserError: the store cannot be reached, or no such folder.
+    """
+    root = _root(folder, root)
+    try:
+        return Sender(folder, root, connect(root)).register(model_folder, name)
+    except _outages() as error:
+        raise UserError(f"{model_folder}: not registered as {name!r}: {_reason(error, root)}") from None
+
+
+def tracking_uri(root: Path) -> str:
+    """Where runs are sent: `MLFLOW_TRACKING_URI`, or an SQLite file in `root`."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.absolute() / 'mlflow.db'}"
+
+
+def _store() -> str:
+    """A name for the store, to be kept in a run's folder: no password, no path."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    return hashlib.sha256(uri.encode()).hexdigest()[:16] if uri else "default"
+
+
+def _is_complete(folder: Path, root: Path) -> bool:
+    """Whether there is nothing to send or to say about the run."""
+    return not unsent(folder, root) and (bool(_sent(folder, root).get("status")) or is_being_written(folder))
+
+
+def _sent(folder: Path, root: Path) -> dict[str, Any]:
+    """What the store has of a journal: `run_id`, `offset` in bytes, `status`; empty if it has nothing."""
+    sent = _read_json(folder / "sent.json")
+    gone = _store() == "default" and not (root / "mlflow.db").exists()
+    return {} if gone or sent.get("store") != _store() else sent
+
+
+def connect(root: Path) -> MlflowClient:
+    """A client of the store of `root`; see `_outages` for what it can fail with."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    uri = tracking_uri(root)
+    if not uri.startswith("sqlite:///"):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    # MLflow creates its tables in steps: two processes that do so at once fail, and a kill leaves a file of no use.
+    file = Path(uri.removeprefix("sqlite:///"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_name(f"{file.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            partial = file.with_name(f"{file.name}.partial")
+            for old in file.parent.glob(f"{partial.name}*"):  # and the rollback journal of a killed process
+                old.unlink()
+            MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments(max_results=1)
+            os.replace(partial, file)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _outages() -> tuple[type[Exception], ...]:
+    """What a store can fail with; none of it may end a sender that still has time."""
+    from alembic.util import CommandError
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError, CommandError, OSError
+
+
+def _reason(error: BaseException, root: Path) -> str:
+    """What went wrong with the store, as one short line without passwords."""
+    while error.__context__ is not None:  # "connection refused" lies under layers of HTTP libraries
+        error = error.__context__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return without_passwords(f"{tracking_uri(root)}: {text}")[:300]
+
+
+class Sender:
+    """Sends the journal of one run. State between calls is on disk; a killed sender is replaced by a new one."""
+
+    def __init__(self, folder: Path, root: Path, client: MlflowClient | None = None) -> None:
+        self.folder = folder
+        self.root = root
+        self.client: Any = client
+        self.run: Run | None = None
+        self.offset = 0
+        self.status = ""
+        self.journal = 0
+
+    def send(self) -> None:
+        """Send every complete line that the store does not have.
+
+        Raises:
+            UserError: the journal is damaged, or the run was deleted from the store.
+        """
+        path = self.folder / "journal.jsonl"
+        if next(lines(self.folder), None) is None:
+            return
+        if path.stat().st_ino != self.journal:  # the first look, or the folder was removed and the run begun anew
+            self.run, self.offset, self.status, self.journal = None, 0, "", path.stat().st_ino
+        if self.client is None:
+            self.client = connect(self.root)
+        self.run = self.run or self._find_run()
+        waiting: list[Metric] = []
+        end = self.offset
+        for line, after in lines(self.folder, self.offset):
+            found = _metrics(line)
+            if waiting and (not found or len(waiting) + len(found) > METRICS_PER_CALL):
+                self._send_metrics(waiting, end)
+                waiting = []
+            if found:
+                waiting += found
+            else:
+                self._send_other(line)
+                self._remember(after)
+            end = after
+        self._send_metrics(waiting, end)
+
+    def settle(self) -> None:
+        """When all is sent: a run that no process writes and that has no end was killed."""
+        if self.run is None:
+            return
+        if not self.status and not is_being_written(self.folder):
+            self._terminate("KILLED", time.time())
+            self._remember(self.offset)
+        identity = _read_json(self.folder / "mlflow_run.json")["uuid"]
+        for run in self._runs_tagged(self.run.info.experiment_id, identity):
+            if run.info.run_id != self._run_id:  # a request that timed out here was carried out there after all
+                self.client.delete_run(run.info.run_id)
+
+    def register(self, model_folder: Path, name: str) -> str:
+        """See the function `register`."""
+        if not model_folder.is_dir():
+            raise UserError(f"{model_folder}: no such model folder")
+        self.run = self.run or self._find_run()
+        run_id = self.run.info.run_id
+        self._keep(model_folder, "model")
+        if not self.client.search_registered_models(f"name = '{name}'"):
+            self.client.create_registered_model(name)
+        versions = self.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+        if not versions:
+            versions = [self.client.create_model_version(name, source=f"runs:/{run_id}/model", run_id=run_id)]
+        return str(versions[0].version)
+
+    def _find_run(self) -> Run:
+        """The run of this journal in the store, created if there is none."""
+        path = self.folder / "mlflow_run.json"
+        known = {"uuid": uuid.uuid4().hex, **_read_json(path)}
+        _write_json(path, known)  # before a run carries it
+        run = self._known_run(known.get(_store())) or self._tagged_run(known["uuid"])
+        run_id = run.info.run_id
+        if run.info.lifecycle_stage == "deleted":
+            raise UserError(f"{self.folder}: its MLflow run {run_id} was deleted; restore it, or remove {path.name}")
+        _write_json(path, {**known, _store(): run_id})
+        sent = _sent(self.folder, self.root)
+        if sent.get("run_id") == run_id:
+            self.offset, self.status = sent["offset"], sent["status"]
+        return run
+
+    def _known_run(self, run_id: str | None) -> Run | None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_run(run_id) if run_id else None
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # another database under the old name
+                return None
+            raise
+
+    def _tagged_run(self, identity: str) -> Run:
+        first = next(lines(self.folder), ({}, 0))[0]
+        tags = _texts(first["values"]) if first["kind"] == "tag" else {}
+        experiment = self._experiment(tags.get("task", "unroll"))
+        name = f"{tags.get('recipe', self.folder.parent.name)} seed {tags.get('seed', '1')}"
+        if not self._runs_tagged(experiment, identity):
+            start = round(first["time"] * 1000)
+            self.client.create_run(experiment, start_time=start, tags={RUN_TAG: identity, **tags}, run_name=name)
+        return self._runs_tagged(experiment, identity)[0]
+
+    def _runs_tagged(self, experiment: str, identity: str) -> list[Run]:
+        found = self.client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{identity}'")
+        return sorted(found, key=lambda run: run.info.run_id)
+
+    def _experiment(self, name: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        local = tracking_uri(self.root).startswith("sqlite:")
+        place = (self.root.absolute() / "mlartifacts").as_uri() if local else None
+        try:
+            return self.client.create_experiment(name, artifact_location=place)
+        except _outages():
+            found = self.client.get_experiment_by_name(name)  # another sender was first
+            if found is None:
+                raise
+            return found.experiment_id
+
+    def _send_metrics(self, metrics: list[Metric], end: int) -> None:
+        if metrics:
+            self._reopen()
+            self._log("metrics", metrics)
+            self._remember(end)
+
+    def _send_other(self, line: Mapping[str, Any]) -> None:
+        kind = line["kind"]
+        if kind == "end":
+            self._terminate(line["status"], line["time"])
+        else:
+            self._reopen()
+        if kind == "params":
+            self._send_params(_texts(line["values"]))
+        elif kind == "tag":
+            self._send_tags(_texts(line["values"]))
+        elif kind in ("artifact", "model"):
+            path = Path(os.path.normpath(self.folder.absolute() / line["path"]))
+            if not path.exists():
+                print(f"{path}: named in the journal, but no longer there; not sent", flush=True)
+            elif kind == "artifact":
+                self._keep(path, line["to"])
+            else:
+                self.register(path, line["name"])
+
+    def _send_params(self, values: dict[str, str]) -> None:
+        """MLflow never changes a parameter: a value that differs after a resume becomes a tag beside it."""
+        from mlflow.entities import Param
+
+        known = self.client.get_run(self._run_id).data.params
+        self._log("params", [Param(key, value) for key, value in values.items() if key not in known])
+        self._send_tags({_key(f"changed.{key}"): new for key, new in values.items() if known.get(key, new) != new})
+
+    def _send_tags(self, values: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self._log("tags", [RunTag(key, value) for key, value in values.items()])
+
+    def _log(self, kind: str, entries: list[Any]) -> None:
+        size = METRICS_PER_CALL if kind == "metrics" else TEXTS_PER_CALL
+        for start in range(0, len(entries), size):
+            self.client.log_batch(self._run_id, **{kind: entries[start : start + size]})
+
+    def _keep(self, path: Path, to: str) -> None:
+        """Send a file or the files of a folder."""
+        assert self.run is not None
+        place = urlsplit(self.run.info.artifact_uri)
+        remote = tracking_uri(self.root).startswith("http") and place.scheme in ("", "file")
+        if remote and not Path(unquote(place.path)).parents[1].exists():  # a folder of the server's machine
+            print(f"{path}: not sent: this server takes no files (start it with --serve-artifacts)", flush=True)
+        elif path.is_dir():
+            self.client.log_artifacts(self._run_id, str(path), to or None)
+        else:
+            self.client.log_artifact(self._run_id, str(path), to or None)
+
+    @property
+    def _run_id(self) -> str:
+        assert self.run is not None
+        return str(self.run.info.run_id)
+
+    def _reopen(self) -> None:
+        """A run that failed or was killed goes on: say so. One that finished stays so; scores are added to it."""
+        if self.status and self.status != "FINISHED":
+            self.client.update_run(self._run_id, status="RUNNING")
+            self.status = ""
+
+    def _terminate(self, status: str, at: float) -> None:
+        self.client.set_terminated(self._run_id, status, round(at * 1000))
+        self.status = status
+
+    def _remember(self, offset: int) -> None:
+        self.offset = offset
+        state = {"store": _store(), "run_id": self._run_id, "offset": offset, "status": self.status}
+        _write_json(self.folder / "sent.json", state)
+
+
+def follow(folder: Path, root: Path, driver: int) -> None:
+    """Send a growing journal until the driver closes the other end of the descriptor `driver`, then the rest."""
+    sender, pause, said = Sender(folder, root), POLL_SECONDS, ""
+    released: float | None = None
+    while True:
+        try:
+            sender.send()
+            if released is not None:
+                return sender.settle()
+            pause = POLL_SECONDS
+        except _outages() as error:
+            if (reason := _reason(error, root)) != said:
+                print(reason, flush=True)
+            said, pause = reason, min(2 * pause, LONGEST_PAUSE)
+            if released is not None and time.monotonic() > released + PATIENCE_AFTER_DRIVER:
+                return None
+        if released is not None:
+            time.sleep(1.0)
+        elif select.select([driver], [], [], pause)[0]:
+            released = time.monotonic()
+
+
+def _metrics(line: Mapping[str, Any]) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    if line["kind"] != "metrics":
+        return []
+    stamp = round(line["time"] * 1000)
+    return [Metric(_key(key), value, stamp, line["step"]) for key, value in line["values"].items()]
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters or tags as MLflow takes them: flat, public, and no longer than it allows."""
+    return {_key(key): text[:LONGEST_TEXT] for key, text in flatten(values).items()}
+
+
+def _key(name: str) -> str:
+    """A name that MLflow accepts."""
+    return posixpath.normpath(re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)).strip("/.")[:LONGEST_KEY] or "_"
+
+
+def _root(folder: Path, root: Path | None) -> Path:
+    """The repository a run lies in: <root>/runs/<recipe>-<hash>/seed-<seed>."""
+    return root.absolute() if root is not None else folder.absolute().parents[2]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise UserError(f"{path}: not valid JSON; remove it, and the run is sent again from its beginning") from None
+    return dict(content)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value))
+    os.replace(partial, path)
+
+
+@contextmanager
+def _alone(folder: Path, wait: bool = False) -> Iterator[None]:
+    """While inside, no other process sends this journal; a UserError (or a wait) if one does already."""
+    with (folder / ".sending").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is sending it") from None
+        yield
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The sender's process."""
+    parser = argparse.ArgumentParser("python -m unroll.tracking", description="Send the journal of a run to MLflow.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--root", type=Path)
+    options = parser.parse_args(arguments)
+    root = _root(options.folder, options.root)
+    os.nice(19)
+    try:
+        with _alone(options.folder, wait=True):
+            follow(options.folder, root, sys.stdin.fileno())
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

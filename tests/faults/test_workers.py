@@ -1,0 +1,103 @@
+"""Two workers compute what one computes: the same losses to rounding, dropout included."""
+
+import json
+import os
+import socket
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from project import project
+
+from unroll.config import load_recipe
+from unroll.journal import history
+from unroll.training import checkpoint
+from unroll.training.context import WorkerContext
+from unroll.training.loop import Preempted
+from unroll.training.runs import Place, train_one
+
+MODEL = {
+    "name": "recurrent_lm", "layers": 2, "width": 24, "embedding": 16, "tied": True,
+    "dropout": {"embedding": 0.1, "input": 0.1, "between": 0.3, "output": 0.3, "weight": 0.3},
+    "activation_penalty": 1.0, "temporal_penalty": 0.5,
+}  # fmt: skip
+TRAIN = {"batch": 7, "steps": 200, "validate_every": 100, "checkpoint_every": 50, "window": 11}
+pytestmark = pytest.mark.fault
+
+
+def worker(rank: int, size: int, port: int, root: str, stop_at: int) -> None:
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size, timeout=timedelta(seconds=60))
+    place = Place(Path(root))
+    context = StopAt(rank, size, stop_at)
+    try:
+        train_one(load_recipe(place.root, "small"), 1, place, context)
+    except Preempted:
+        (place.root / f"preempted-{rank}").touch()
+    dist.destroy_process_group()
+
+
+class StopAt(WorkerContext):
+    """One of the workers is asked to stop; all must."""
+
+    def __init__(self, rank: int, size: int, step: int) -> None:
+        super().__init__(rank, size)
+        self.calls, self.step = 0, step
+
+    def wants_stop(self) -> bool:
+        self.calls += 1
+        return self.rank == 1 and self.calls == self.step
+
+
+def train_with(workers: int, root: Path, stop_at: int = 0) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(worker, args=(workers, port, str(root), stop_at), nprocs=workers)
+
+
+def losses(root: Path) -> list[float]:
+    return [point.value for point in history(next(root.glob("histories/small/seed-1")))["train/loss"]]
+
+
+@pytest.mark.parametrize("options", [{}, {"rows_per_pass": 2}, {"random_windows": True, "window": 20}])
+def test_two_workers_give_the_losses_of_one(tmp_path: Path, options: dict[str, Any]) -> None:
+    one = project(tmp_path / "one", model=MODEL, train={**TRAIN, **options})
+    train_one(one[0], 1, one[1], WorkerContext())
+    project(tmp_path / "two", model=MODEL, train={**TRAIN, **options})
+    train_with(2, tmp_path / "two")
+    assert len(losses(tmp_path / "one")) == 200
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+def test_workers_stop_together_and_another_number_of_them_goes_on(tmp_path: Path) -> None:
+    one = project(tmp_path / "one", model=MODEL, train=TRAIN)
+    train_one(one[0], 1, one[1], WorkerContext())
+    root = tmp_path / "changing"
+    recipe, place = project(root, model=MODEL, train=TRAIN)
+    train_with(2, root, stop_at=70)
+    assert sorted(path.name for path in root.glob("preempted-*")) == ["preempted-0", "preempted-1"]
+    found, _ = checkpoint.newest(place.run(recipe, 1) / "checkpoints")
+    assert found is not None
+    assert found.state["step"] == 70
+    assert all(len(rows) == 7 for rows in found.carry.values())
+    train_one(recipe, 1, place, WorkerContext())
+    assert losses(root) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+def test_two_workers_resume_bit_for_bit(tmp_path: Path) -> None:
+    weights = []
+    for name, stop in (("straight", 0), ("stopped", 33)):
+        recipe, place = project(tmp_path / name, model=MODEL, train=TRAIN)
+        if stop:
+            train_with(2, tmp_path / name, stop_at=stop)
+        train_with(2, tmp_path / name)
+        weights.append((place.model(recipe, 1) / "weights.safetensors").read_bytes())
+        assert json.loads((place.history(recipe, 1) / "cost.json").read_text())["workers"] == 2
+    assert weights[0] == weights[1]
