@@ -1,0 +1,171 @@
+"""The `unroll` command. Every subcommand is a few lines; the work is in `stages/` and beside it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unroll.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 75
+"""Exit code of a run that was asked to stop and saved a checkpoint (EX_TEMPFAIL: run it again to go on)."""
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="One pipeline trains and evaluates every sequence model, from n-grams on.")  # fmt: skip
+
+Name = Annotated[str, typer.Argument(help="a recipe of recipes/*.yaml; `unroll ls` lists them")]
+Track = Annotated[bool, typer.Option(envvar="UNROLL_TRACK", help="send the run's journal to MLflow")]
+Tiny = Annotated[bool, typer.Option("--tiny", help="run the recipe's tiny twin, which ends in seconds")]
+
+
+def project_root() -> Path:
+    """The nearest folder upwards that holds a params.yaml (relative, so that no path of the machine is recorded).
+
+    Raises:
+        UserError: there is none.
+    """
+    here = Path.cwd()
+    for number, folder in enumerate([here, *here.parents]):
+        if (folder / "params.yaml").exists():
+            return Path(os.path.join(*[".."] * number)) if number else Path()
+    raise UserError(f"{here}: no params.yaml here or above; run unroll inside a project (a clone of the repository)")
+
+
+@app.command()
+def ls(suite: Annotated[str | None, typer.Option(help="only this suite")] = None) -> None:
+    """List recipes with their state and scores."""
+    from unroll.listing import print_recipes
+
+    print_recipes(project_root(), suite)
+
+
+@app.command()
+def show(recipe: Name, tiny: Tiny = False) -> None:
+    """Say what a recipe would do: shapes, parameters, memory and time, without running it."""
+    from unroll.listing import print_recipe
+
+    print_recipe(project_root(), recipe, tiny)
+
+
+@app.command()
+def prepare(dataset: Annotated[str, typer.Argument(help="a data set of params.yaml")]) -> None:
+    """Download, verify and turn a data set into shards."""
+    from unroll.stages.prepare import prepare as stage
+
+    typer.echo(stage(project_root(), dataset))
+
+
+@app.command()
+def train(
+    recipe: Name,
+    tiny: Tiny = False,
+    profile: Annotated[
+        str, typer.Option(envvar="UNROLL_PROFILE", help="where to run: cluster/profiles.yaml")
+    ] = "local",
+    plain: Annotated[bool, typer.Option("--plain", help="torch alone: no Ray, no MLflow")] = False,
+    track: Track = True,
+    anyway: Annotated[bool, typer.Option("--anyway", help="start a recipe of suite gpu without a GPU")] = False,
+) -> None:
+    """Train a recipe; an interrupted run goes on where it stopped."""
+    from unroll.stages.train import train as stage
+
+    stage(project_root(), recipe, profile, plain, tiny, track, anyway)
+
+
+@app.command()
+def predict(recipe: Name, tiny: Tiny = False) -> None:
+    """Write what the trained model says of the test split."""
+    from unroll.stages.predict import predict as stage
+
+    stage(project_root(), recipe, tiny)
+
+
+@app.command()
+def evaluate(recipe: Name, tiny: Tiny = False, track: Track = True) -> None:
+    """Score the predictions, with intervals."""
+    from unroll.stages.evaluate import evaluate as stage
+
+    typer.echo(stage(project_root(), recipe, tiny, track))
+
+
+@app.command()
+def report(suite: Annotated[str, typer.Argument(help="demo, cpu or gpu")]) -> None:
+    """Write the leaderboard page of a suite."""
+    from unroll.stages.report import report as stage
+
+    typer.echo(stage(project_root(), suite))
+
+
+@app.command()
+def results(check: Annotated[bool, typer.Option("--check", help="fail if the pages are out of date")] = False) -> None:
+    """Write docs/results.md and the README's table from results/*."""
+    from unroll.report.results_page import write
+
+    write(project_root(), check)
+
+
+@app.command()
+def generate(
+    recipe: Name,
+    prompt: Annotated[str, typer.Option(help="text to go on from")] = "\n",
+    length: Annotated[int, typer.Option(min=1, help="tokens to generate")] = 400,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1)] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
+    seed: int = 1,
+) -> None:
+    """Write text with a trained language model."""
+    from unroll.config import load_recipe
+    from unroll.data.tokenizers import load as load_tokenizer
+    from unroll.tasks.language_modeling import Samples
+    from unroll.tasks.language_modeling import generate as texts
+    from unroll.training.runs import Place, default_device, load_model
+
+    root = project_root()
+    entry = load_recipe(root, recipe)
+    folder = Place(root).model(entry, entry.seeds[0])
+    _, model = load_model(folder)
+    options = Samples(prompt=prompt, length=length, temperatures=(temperature,), top_k=top_k, top_p=top_p)
+    device = default_device()
+    for sample in texts(model.to(device), load_tokenizer(folder / "tokenizer.json"), options, seed, device):
+        typer.echo(sample["prompt"] + sample["text"])
+
+
+@app.command()
+def doctor() -> None:
+    """Check versions, threads, Java, GPU, Ray, MLflow, disk and data."""
+    from unroll.doctor import print_checks
+
+    if not print_checks(project_root()):
+        raise typer.Exit(1)
+
+
+@app.command("track")
+def send_journals() -> None:
+    """Send to MLflow what an absent server has not yet got."""
+    from unroll.tracking import send_pending
+
+    sent = send_pending(project_root())
+    for problem in sent.problems:
+        typer.secho(problem, fg=typer.colors.RED, err=True)
+    typer.echo(f"{sent.runs} runs sent")
+    raise typer.Exit(EXIT_USER_ERROR if sent.problems else 0)
+
+
+def main() -> None:
+    """Run the command; the user's mistakes become one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(EXIT_USER_ERROR)
+    except Exception as error:
+        if type(error).__name__ != "Preempted":
+            raise
+        typer.secho(f"{error}; run the same command again to go on", err=True)
+        sys.exit(EXIT_PREEMPTED)

@@ -1,0 +1,150 @@
+"""`unroll ls` and `unroll show`: what recipes there are, how they stand, and what one of them would cost."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from unroll.config import CountingTraining, Recipe, load_datasets, load_recipe, load_recipes, model_config
+from unroll.data.shards import load_manifest
+from unroll.errors import UserError
+from unroll.training.context import WorkerContext
+from unroll.training.launch import load_profile, worker_count
+from unroll.training.loop import autocast, row_slices
+from unroll.training.runs import Place, build
+
+GUESSED_EFFICIENCY = 0.5
+"""Share of the machine's matrix rate that a training step reaches, for the estimate of `show`."""
+
+
+def print_recipes(root: Path, suite: str | None) -> None:
+    """One line a recipe: suite, data set, model, state, primary score."""
+    recipes = load_recipes(root)
+    suites = sorted({recipe.suite for recipe in recipes.values()})
+    if suite is not None and suite not in suites:
+        raise UserError(f"suite {suite!r}: no recipe belongs to it (allowed: {', '.join(suites)})")
+    table = Table(box=None, pad_edge=False)
+    for column in ("recipe", "suite", "data set", "model", "state", "score"):
+        table.add_column(column, overflow="fold")
+    for recipe in sorted(recipes.values(), key=lambda r: (suites.index(r.suite), r.dataset)):
+        if suite in (None, recipe.suite):
+            cells = (recipe.name, recipe.suite, recipe.dataset, recipe.model.get("name", "?"))
+            table.add_row(*map(escape, (*cells, state(recipe, root), score(recipe, root))))
+    Console().print(table)
+
+
+def state(recipe: Recipe, root: Path) -> str:
+    """How far a recipe has come here."""
+    place, seeds = Place(root), recipe.seeds
+    if all(place.predictions(recipe, seed).exists() for seed in seeds):
+        return "evaluated" if (root / "results" / recipe.suite / f"{recipe.name}.json").exists() else "predicted"
+    if all(place.model(recipe, seed).exists() for seed in seeds):
+        return "trained"
+    if not place.data(recipe.dataset).exists():
+        return "data not prepared"
+    if any((place.run(recipe, seed) / "checkpoints").exists() for seed in seeds):
+        return "interrupted"
+    return "not trained"
+
+
+def score(recipe: Recipe, root: Path) -> str:
+    """The primary metric with its interval from results/, if there is one."""
+    path = root / "results" / recipe.suite / f"{recipe.name}.json"
+    if not path.exists():
+        return ""
+    result = json.loads(path.read_text())
+    metric = result["metrics"][result["primary"]]
+    interval = "" if metric["low"] is None else f" [{float(metric['low']):.4g}, {float(metric['high']):.4g}]"
+    return f"{result['primary']} {float(metric['value']):.4g}{interval}"
+
+
+def print_recipe(root: Path, name: str, tiny: bool) -> None:
+    """The dry run: what would run, shapes, parameters, memory and time."""
+    recipe, place, console = load_recipe(root, name, tiny), Place(root), Console()
+    console.print(f"[bold]{escape(recipe.title or name)}[/bold]  suite {recipe.suite}, task {recipe.task}")
+    entry = load_datasets(root)[recipe.dataset]
+    console.print(f"data      {recipe.dataset} ({escape(entry.licence)}): {len(entry.sources)} source file(s)")
+    console.print(f"model     {escape(str(model_config(recipe)))}")
+    if not place.data(recipe.dataset).exists():
+        console.print(f"shapes    unknown until the data is prepared: unroll prepare {recipe.dataset}")
+        return
+    manifest = load_manifest(place.data(recipe.dataset))
+    splits = ", ".join(f"{split} {content['tokens']:,} tokens" for split, content in manifest["splits"].items())
+    console.print(f"splits    {splits}; vocabulary {manifest['vocabulary']:,}")
+    console.print(f"would run train ({state(recipe, root)}), predict, evaluate for seeds {recipe.seeds}")
+    if isinstance(recipe.train, CountingTraining):
+        console.print("training  one pass of counting over the training tokens; no gradients")
+        return
+    _print_cost(recipe, root, console)
+
+
+def _print_cost(recipe: Recipe, root: Path, console: Console) -> None:
+    train: Any = recipe.train
+    task, model = build(recipe, Place(root))
+    workers = worker_count(load_profile(root, "local"))
+    slices = row_slices(train, WorkerContext())
+    console.print(
+        f"batch     {train.batch} rows x {train.window} tokens in {len(slices)} pass(es), workers {workers}, {train.precision}"
+    )
+    table = Table(box=None, pad_edge=False)
+    for column in ("parameter", "shape", "count"):
+        table.add_column(column, justify="right" if column == "count" else "left")
+    for parameter_name, parameter in model.named_parameters():
+        table.add_row(escape(parameter_name), str(list(parameter.shape)).replace("[", "\\["), f"{parameter.numel():,}")
+    console.print(table)
+    for state_name, value in model.initial_state(train.batch).items():  # type: ignore[operator]
+        console.print(f"carried   {state_name} {list(value.shape)}".replace("[", "\\["))
+    parameters = sum(p.numel() for p in model.parameters())
+    steps = task.total_steps(recipe.seeds[0])
+    memory = (parameters * 16 + _activation_bytes(task, model, recipe)) / 2**20
+    seconds = _seconds(model, train, steps)
+    console.print(
+        f"total     {parameters:,} parameters, {steps:,} steps, about {memory:,.0f} MB beside Python and torch"
+    )
+    console.print(f"time      about {seconds / 60:.1f} minutes a seed here (matrix rate x {GUESSED_EFFICIENCY})")
+
+
+def _activation_bytes(task: Any, model: torch.nn.Module, recipe: Recipe) -> float:
+    """Bytes kept for the backward pass, measured on one row of a few tokens and scaled to the batch."""
+    train: Any = recipe.train
+    rows, window = 1, min(train.window, 16)
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    tokens = torch.zeros(rows, window, dtype=torch.int64)
+    with autocast(train, torch.device("cpu")), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(tokens, model.initial_state(rows))  # type: ignore[operator]
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    bytes_kept = sum(size for pointer, size in kept.items() if pointer not in parameters)
+    return bytes_kept * (train.rows_per_pass or train.batch) * train.window / (rows * window)
+
+
+def _seconds(model: torch.nn.Module, train: Any, steps: int) -> float:
+    """Three forward passes' work for every token, at half the matrix rate measured now."""
+    flops = getattr(model, "flops_per_token", None) or 2 * sum(p.numel() for p in model.parameters())
+    return 3 * flops * train.batch * train.window * steps / (GUESSED_EFFICIENCY * matrix_rate(train.precision))
+
+
+def matrix_rate(precision: str, size: int = 1024, repeats: int = 5) -> float:
+    """FLOP/s of this machine's matrix product at a precision; the best of a few."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a = torch.randn(
+        size, size, device=device, dtype={"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
+    )
+    best = math.inf
+    for _ in range(repeats):
+        started = time.perf_counter()
+        (a @ a).sum().item()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best

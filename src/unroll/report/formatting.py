@@ -1,0 +1,64 @@
+"""Numbers as people read them: enough digits to compare, no more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+NOTHING = "–"
+
+
+def decimals(values: Iterable[float]) -> int:
+    """Digits after the point for a column of scores: four below 10, two below 100, one above; the same for all."""
+    finite = [abs(value) for value in values if math.isfinite(value)]
+    least = min(finite, default=0.0)
+    return 4 if least < 10 else 2 if least < 100 else 1
+
+
+def fixed(value: float | None, digits: int) -> str:
+    """`value` with that many digits after the point."""
+    if value is None or math.isnan(value):
+        return NOTHING
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def interval(low: float | None, high: float | None, digits: int) -> str:
+    """`[low, high]`, or nothing where there is no interval."""
+    return "" if low is None or high is None else f"[{fixed(low, digits)}, {fixed(high, digits)}]"
+
+
+def scaled(value: float | None) -> str:
+    """Three significant digits with a metric prefix: 3,214,567 is `3.21 M`."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    rounded = float(f"{value:.3g}")
+    for factor, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(rounded) >= factor:
+            return f"{_three(rounded / factor)}{prefix}"
+    return f"{value:.0f}" if value == int(value) else _three(rounded)
+
+
+def minutes(value: float | None) -> str:
+    """Minutes to one digit; what is shorter is not called nothing."""
+    if value is None:
+        return NOTHING
+    return "< 0.1" if value < 0.05 else fixed(value, 1 if value < 100 else 0)
+
+
+def p_value(value: float) -> str:
+    """A p-value: three digits, or that it is below a thousandth."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def seeds(count: int, mean: float | None, deviation: float | None, digits: int) -> str:
+    """How many seeds; of several the mean and the standard deviation over them."""
+    if count < 2 or mean is None or deviation is None:
+        return str(count)
+    return f"{count}: {fixed(mean, digits)} ± {fixed(deviation, digits)}"
+
+
+def _three(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if value else "0"

@@ -1,0 +1,216 @@
+"""What the report reads: `results/<suite>/<recipe>.json` and the files in `evaluations/<suite>/<recipe>/`.
+
+Results are required; evaluation files may be missing, and the report then says which. Every string is made safe to show
+when it is read: control characters, lone surrogates and marks that turn the reading direction become U+FFFD.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from unroll.config import Reference, nearest
+from unroll.errors import UserError
+from unroll.metrics._predictions import read_lines
+
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+class _Loose(BaseModel):
+    """A part of a results file; keys that the report does not show are left alone."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+
+class MetricValue(_Loose):
+    """One metric in a results file: the first seed's, and where there are several seeds also what all of them gave."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int
+    unit: str
+    signature: str
+    per_seed: list[float] | None = None
+    mean: float | None = None
+    deviation: float | None = None
+
+
+class Cost(_Loose):
+    """What the system took to train, on `device`; None where it was not measured."""
+
+    minutes: float | None = None
+    tokens_per_second: float | None = None
+    parameters: int | None = None
+    flops_per_token: float | None = None
+    peak_memory_mb: float | None = None
+    energy_joules: float | None = None
+    device: str = ""
+
+
+class Result(_Loose):
+    """One `results/<suite>/<recipe>.json`. `primary` names the metric the leaderboard is sorted by."""
+
+    recipe: str
+    task: str
+    dataset: str
+    model: str | dict[str, Any]
+    split: str
+    seeds: list[int]
+    commit: str | None
+    primary: str
+    metrics: dict[str, MetricValue]
+    reference: Reference | None = None
+    cost: Cost = Cost()
+    title: str = ""
+    data_hash: str = ""
+    configuration: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """What people read: the title, or the recipe's name where there is none."""
+        return self.title or self.recipe
+
+    @property
+    def model_name(self) -> str:
+        return self.model if isinstance(self.model, str) else str(self.model.get("name", "?"))
+
+    @property
+    def score(self) -> MetricValue | None:
+        """The primary metric, or None when it was not computed."""
+        return self.metrics.get(self.primary)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generated text and how it was drawn."""
+
+    setting: str
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class System:
+    """All that the report knows of one recipe. `missing` holds a sentence for each file that is not there."""
+
+    result: Result
+    statistics: dict[str, np.ndarray] = field(default_factory=dict)  # metric -> [blocks,2]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def clean(value: Any) -> Any:
+    """A JSON value whose strings are safe to write as UTF-8 and to show."""
+    if isinstance(value, str):
+        return _UNSAFE.sub("\ufffd", value.replace("\r\n", "\n"))
+    if isinstance(value, dict):
+        return {clean(key): clean(entry) for key, entry in value.items()}
+    return [clean(entry) for entry in value] if isinstance(value, list) else value
+
+
+def read_results(folder: Path) -> list[Result]:
+    """The results files of one suite, in the order of their names.
+
+    Raises:
+        UserError: no such suite, no results in it, or a file that is not a results file (file, key, what was found).
+    """
+    if not folder.is_dir():
+        suites = sorted(path.name for path in folder.parent.glob("*/"))
+        raise UserError(f"{folder}: no results of a suite {folder.name!r}{nearest(folder.name, suites)}")
+    results = [_read_result(path) for path in sorted(folder.glob("*.json"))]
+    if not results:
+        raise UserError(f"{folder}: no results; evaluate the recipes of suite {folder.name!r} first")
+    return results
+
+
+def read_system(result: Result, folder: Path) -> System:
+    """One system; what its evaluation folder lacks is said in `missing`.
+
+    Raises:
+        UserError: a file that is there but damaged (file and line).
+    """
+    missing = []
+    if result.score is None:
+        found = ", ".join(result.metrics) or "no metric at all"
+        missing.append(f"No score: the results hold {found}, not {result.primary}. Predict and evaluate it again.")
+    present = {name: (folder / name).is_file() for name in ("statistics.json", "history.jsonl", "samples.jsonl")}
+    if not present["statistics.json"]:
+        missing.append("Predictions are missing (no statistics.json): it takes part in no significance test.")
+    if not present["samples.jsonl"]:
+        missing.append("No samples (samples.jsonl).")
+    return System(
+        result,
+        _read_statistics(folder / "statistics.json") if present["statistics.json"] else {},
+        [clean(entry) for _, entry in read_lines(folder / "history.jsonl")] if present["history.jsonl"] else [],
+        _read_samples(folder / "samples.jsonl") if present["samples.jsonl"] else [],
+        missing,
+    )
+
+
+def number(value: Any) -> float:
+    """A number of a JSON file; NaN for whatever is none, and infinity for "inf"."""
+    if value == "inf":
+        return math.inf
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number else math.nan
+
+
+def _read_result(path: Path) -> Result:
+    try:
+        result = Result.model_validate(clean(_read_json(path)))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise UserError(f"{path}: {place}: {problem['msg']}, found {problem['input']!r:.80}") from None
+    if result.recipe != path.stem:
+        raise UserError(f"{path}: recipe: found {result.recipe!r}, the file's name says {path.stem!r}")
+    return result
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg} at column {error.colno}") from None
+
+
+def _read_statistics(path: Path) -> dict[str, np.ndarray]:
+    """Numerators and denominators per block of each metric that has them: [blocks,2]."""
+    content = _read_json(path)
+    statistics = {}
+    try:
+        for metric, columns in content.items():
+            if columns is not None:
+                pairs = zip(columns["numerator"], columns["denominator"], strict=True)
+                statistics[metric] = np.array([[number(a), number(b)] for a, b in pairs]).reshape(-1, 2)  # [blocks,2]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: {{metric: {{numerator, denominator}}}} of equal length expected: {error}") from None
+    return statistics
+
+
+def _read_samples(path: Path) -> list[Sample]:
+    samples = []
+    for line, entry in read_lines(path):
+        if not isinstance(entry.get("text"), str):
+            raise UserError(f"{path}:{line}: 'text' is {entry.get('text')!r}, a string is expected")
+        entry = clean(entry)
+        samples.append(Sample(_setting(entry), str(entry.get("prompt") or ""), entry["text"]))
+    return samples
+
+
+def _setting(entry: dict[str, Any]) -> str:
+    """How a sample was drawn, in words."""
+    names = {"temperature": "temperature", "top_k": "top-k", "top_p": "top-p"}
+    parts = [f"{name} {entry[key]}" for key, name in names.items() if entry.get(key) is not None]
+    return ", ".join(parts) or "sampled"

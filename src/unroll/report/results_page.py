@@ -1,0 +1,116 @@
+"""The tables of all results: `docs/results.md`, and the same tables in the README between two markers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from unroll.errors import UserError
+from unroll.report import formatting, view
+from unroll.report.inputs import Result, read_results
+from unroll.report.leaderboard import direction, group_by_test_set, rank
+from unroll.report.tables import escape, published_cell, score_cell, table
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+_INTRODUCTION = f"""# Results
+
+Generated from `results/`; do not edit by hand. Ours is the first seed's score with its 95 % interval.
+{view.DIFFERENT} marks a published number whose conditions differ from ours; the notes below each table say how. Which
+differences are significant stands in `reports/<suite>/index.html`.
+"""
+_RIGHT = ("Ours", "Published", "Seeds", "Minutes", "Parameters", "Tokens/s")
+
+
+def write(root: Path, check: bool = False) -> None:
+    """Write `docs/results.md` and the tables between the markers in `README.md` from `results/*/*.json`.
+
+    Args:
+        root: folder of the project.
+        check: write nothing, and fail if a page does not say what the results say.
+
+    Raises:
+        UserError: no results, a damaged results file, no markers in the README, or (checking) a page out of date.
+    """
+    results, readme = root / "results", root / "README.md"
+    for path, text in ((root / "docs" / "results.md", page(results)), (readme, spliced(results, readme))):
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="\n")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            raise UserError(f"{path}: differs from what {results} says; write it anew with `unroll results`")
+
+
+def page(results: Path) -> str:
+    """The text of `docs/results.md`: the tables of every suite in `results/*/`, with notes to the published numbers."""
+    parts = [_INTRODUCTION]
+    for suite in _suites(results):
+        parts.append(f"## Suite {escape(suite)}\n")
+        parts += _tables(read_results(results / suite), notes=True)
+    return "\n".join(parts)
+
+
+def spliced(results: Path, readme: Path) -> str:
+    """The text of `readme` with the tables of every suite between the markers; nothing else changes."""
+    try:
+        text = readme.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{readme}: no such file") from None
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{readme}: the lines {BEGIN} and {END} are expected, in this order")
+    tables = [part for suite in _suites(results) for part in _tables(read_results(results / suite), notes=False)]
+    return f"{before}{BEGIN}\n\n{chr(10).join(tables)}\n{END}{after}"
+
+
+def _suites(results: Path) -> list[str]:
+    """Folders in `results` that hold a results file."""
+    suites = sorted({path.parent.name for path in results.glob("*/*.json")})
+    if not suites:
+        raise UserError(f"{results}: no results of any suite; evaluate some recipes first")
+    return suites
+
+
+def _tables(results: Sequence[Result], notes: bool) -> list[str]:
+    """A heading line, a table and its notes for each test set."""
+    parts = []
+    for (dataset, split, metric), group in group_by_test_set(results).items():
+        lower_is_better = direction(metric)[0]
+        ranked = rank(group, lower_is_better)
+        unit = next((result.score.unit for result in ranked if result.score), metric)
+        better = "lower" if lower_is_better else "higher"
+        parts.append(f"**{escape(dataset)}, {escape(split)}** ({escape(unit)}, {better} is better)\n")
+        parts.append(_table(ranked, notes))
+        if notes:
+            parts += ["".join(line for result in ranked if (line := _note(result)))]
+    return [part for part in parts if part]
+
+
+def _table(ranked: Sequence[Result], full: bool) -> str:
+    """One row a system; the README leaves out the commit and the seeds."""
+    digits = formatting.decimals(result.score.value for result in ranked if result.score)
+    header = ["System", "Ours", "Published", "Seeds", "Commit", "Minutes", "Parameters", "Tokens/s"]
+    rows = [_row(result, digits) for result in ranked]
+    if not full:
+        kept = [index for index, column in enumerate(header) if column not in ("Seeds", "Commit")]
+        header, rows = [header[index] for index in kept], [[row[index] for index in kept] for row in rows]
+    return table(header, rows, _RIGHT)
+
+
+def _row(result: Result, digits: int) -> list[str]:
+    cost = result.cost
+    return [
+        escape(result.name),
+        score_cell(result, digits),
+        published_cell(result),
+        view.seeds(result, digits),
+        escape(result.commit or formatting.NOTHING),
+        escape(formatting.minutes(cost.minutes)),
+        formatting.scaled(cost.parameters),
+        formatting.scaled(cost.tokens_per_second),
+    ]
+
+
+def _note(result: Result) -> str:
+    return f"- {escape(result.name)}: {escape(view.conditions(result))}\n" if result.reference else ""

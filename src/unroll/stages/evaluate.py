@@ -1,0 +1,127 @@
+"""Stage `evaluate`: metrics with intervals from the predictions; seconds, so a new metric rescores without retraining."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from unroll.config import Recipe, load_part, load_recipe
+from unroll.errors import UserError
+from unroll.files import new_folder
+from unroll.journal import Journal, history
+from unroll.stages.train import sent_to_tracker
+from unroll.training.checkpoint import read_description
+from unroll.training.runs import Place
+
+CURVE_POINTS = 500
+"""Points kept of each curve for the report."""
+
+
+def evaluate(root: Path, name: str, tiny: bool = False, track: bool = True) -> Path:
+    """Write `results/<suite>/<recipe>.json` (kept in git) and `evaluations/<suite>/<recipe>/` (for the report)."""
+    recipe, place = load_recipe(root, name, tiny=tiny), Place(root)
+    names = recipe.evaluate.get("metrics")
+    if not names:
+        raise UserError(f"recipes.{name}.evaluate.metrics: missing; name at least one file of metrics/")
+    scores = {metric: _score(recipe, place, metric) for metric in names}
+    first = recipe.seeds[0]
+    result = {
+        "recipe": name,
+        "title": recipe.title or name,
+        "task": recipe.task,
+        "dataset": recipe.dataset,
+        "model": recipe.model,
+        "configuration": recipe.model_dump(mode="json", include={"model", "train", "predict"}, exclude_unset=True),
+        "split": recipe.predict.get("split", "test"),
+        "seeds": recipe.seeds,
+        "commit": _commit(root),
+        "data_hash": read_description(place.model(recipe, first))["data_hash"],
+        "primary": names[0],
+        "metrics": scores,
+        "reference": recipe.reference.model_dump(mode="json") if recipe.reference else None,
+        "cost": _cost(recipe, place),
+    }
+    path = root / "results" / recipe.suite / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+    _keep_details(recipe, place, names, root / "evaluations" / recipe.suite / name)
+    for seed in recipe.seeds:
+        _journal_scores(recipe, place, seed, track)
+    return path
+
+
+def _journal_scores(recipe: Recipe, place: Place, seed: int, track: bool) -> None:
+    """Add scores and samples to the run they belong to, if it was made on this machine."""
+    run, predictions = place.run(recipe, seed), place.predictions(recipe, seed)
+    if not (run / "journal.jsonl").exists():
+        return
+    values = {}
+    for metric in recipe.evaluate["metrics"]:
+        score = load_part("metrics", metric, "metrics").compute(predictions, recipe.evaluate.get(metric, {}))
+        values[f"test/{metric}"] = score.value
+    with sent_to_tracker(run, place.root, track):
+        with Journal(run) as journal:
+            last = max((points[-1].step for points in history(run).values()), default=0)
+            journal.metrics(last, values)
+            if (predictions / "samples.jsonl").exists():
+                journal.artifact(predictions / "samples.jsonl", "samples")
+
+
+def _score(recipe: Recipe, place: Place, metric: str) -> dict[str, Any]:
+    """The score of the first seed with its interval; with several seeds also every value, mean and deviation."""
+    module = load_part("metrics", metric, f"recipes.{recipe.name}.evaluate.metrics")
+    options = recipe.evaluate.get(metric, {})
+    scores = [module.compute(place.predictions(recipe, seed), options) for seed in recipe.seeds]
+    entry: dict[str, Any] = scores[0].to_json()
+    if len(scores) > 1:
+        values = [score.value for score in scores]
+        entry["per_seed"] = [score.to_json()["value"] for score in scores]
+        if all(map(math.isfinite, values)):
+            entry |= {"mean": statistics.fmean(values), "deviation": statistics.stdev(values)}
+    return entry
+
+
+def _keep_details(recipe: Recipe, place: Place, names: list[str], out: Path) -> None:
+    first = recipe.seeds[0]
+    predictions = place.predictions(recipe, first)
+    kept: dict[str, Any] = {}
+    for metric in names:
+        pairs = load_part("metrics", metric, "metrics").statistics(predictions)
+        if pairs is not None:
+            kept[metric] = {"numerator": pairs[:, 0].tolist(), "denominator": pairs[:, 1].tolist()}
+    with new_folder(out) as partial:
+        (partial / "statistics.json").write_text(json.dumps(kept))
+        with (partial / "history.jsonl").open("w") as file:
+            for key, points in history(place.history(recipe, first), limit=CURVE_POINTS).items():
+                for point in points:
+                    file.write(json.dumps({"step": point.step, "time": point.time, key: point.value}) + "\n")
+        if (predictions / "samples.jsonl").exists():
+            shutil.copyfile(predictions / "samples.jsonl", partial / "samples.jsonl")
+
+
+def _cost(recipe: Recipe, place: Place) -> dict[str, Any]:
+    """The cost of training, averaged over seeds."""
+    costs = [json.loads((place.history(recipe, seed) / "cost.json").read_text()) for seed in recipe.seeds]
+    mean = dict(costs[0])
+    for key in ("minutes", "tokens_per_second", "peak_memory_mb"):
+        mean[key] = statistics.fmean(cost[key] for cost in costs)
+    return mean
+
+
+def _commit(root: Path) -> str | None:
+    """The commit the code was at, with a mark if it was changed since."""
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        code = ["src", "recipes", "params.yaml"]
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--", *code], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")

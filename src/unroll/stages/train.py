@@ -1,0 +1,82 @@
+"""Stage `train`: every seed of a recipe, through Ray Train or plainly, with the tracker beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from unroll.config import load_recipe
+from unroll.errors import UserError
+from unroll.journal import Journal
+from unroll.training.context import WorkerContext
+from unroll.training.loop import Preempted
+from unroll.training.runs import Place, default_device, train_one
+
+
+def train(
+    root: Path,
+    name: str,
+    profile: str = "local",
+    plain: bool = False,
+    tiny: bool = False,
+    track: bool = True,
+    anyway: bool = False,
+) -> None:
+    """Train `name`. `plain` needs torch alone: no Ray, no MLflow. `anyway` starts a `gpu` recipe without a GPU.
+
+    Raises:
+        UserError: recipe, data or disk.
+        Preempted: a stop was asked for and a checkpoint saved.
+    """
+    recipe, place = load_recipe(root, name, tiny=tiny), Place(root)
+    if recipe.suite == "gpu" and profile == "local" and default_device().type == "cpu" and not (tiny or anyway):
+        raise UserError(f"recipes.{name}: suite gpu, and no GPU is here; use another --profile, --tiny, or --anyway")
+    for seed in recipe.seeds:
+        run = place.run(recipe, seed)
+        with sent_to_tracker(run, root, track and not plain), _ending(run):
+            if plain:
+                train_one(recipe, seed, place, WorkerContext(device=default_device(), stop_file=run / "stop"))
+            else:
+                from unroll.training.launch import launch, load_profile
+
+                launch(recipe, seed, place, load_profile(root, profile), tiny)
+
+
+@contextmanager
+def sent_to_tracker(run: Path, root: Path, enabled: bool) -> Iterator[None]:
+    """The tracker's sender works beside as a process of its own; what it cannot send in time is left for later."""
+    if not enabled:
+        yield
+        return
+    from unroll import tracking
+
+    sender = tracking.start_sender(run, root)
+    try:
+        yield
+    finally:
+        left = tracking.finish(sender)
+        if left:
+            print(left, flush=True)
+
+
+@contextmanager
+def _ending(run: Path) -> Iterator[None]:
+    """Journal how a run ended when it did not finish."""
+    try:
+        yield
+    except (Preempted, KeyboardInterrupt):
+        _end(run, "KILLED")
+        raise
+    except Exception:
+        _end(run, "FAILED")
+        raise
+
+
+def _end(run: Path, status: str) -> None:
+    if run.is_dir():
+        try:
+            with Journal(run) as journal:
+                journal.end(status)
+        except UserError as error:  # the disk that failed the run may refuse this line too
+            print(f"not journalled: {error}", flush=True)

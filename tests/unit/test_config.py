@@ -1,0 +1,102 @@
+"""What a user may write in a recipe, and the one line that answers what may not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from project import ADAM, write_project
+
+from unroll.config import load_datasets, load_recipe, load_recipes, merge, model_config, read_yaml, tiny_twin
+from unroll.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def change(root: Path, file: str, **entry: Any) -> None:
+    path = root / file
+    content = yaml.safe_load(path.read_text())
+    section = content["recipes"]["small"] if "recipes" in content else content["datasets"]["own"]
+    section.update(entry)
+    path.write_text(yaml.safe_dump(content))
+
+
+def refused(root: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_recipe(root, "small")
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"evalute": {}}, r"unknown key 'evalute'; did you mean 'evaluate'?"),
+        ({"train": {"batch": 4, "step": 3, "optimizer": ADAM}}, "unknown key 'step'; did you mean 'steps'?"),
+        ({"train": {"batch": 4, "steps": 3, "optimizer": {**ADAM, "lr": 1}}}, "unknown key 'lr'"),
+        ({"train": {"batch": 0, "steps": 3, "optimizer": ADAM}}, "train.batch: Input should be greater than"),
+        ({"train": {"batch": 4, "optimizer": ADAM}}, "state exactly one of epochs and steps"),
+        ({"train": {"batch": 4, "steps": 3, "optimizer": {"name": "adam", "learning_rate": 1}}}, "found 'adam'"),
+        ({"model": {"name": "recurent_lm"}}, "no models/recurent_lm.py; did you mean 'recurrent_lm'?"),
+        ({"model": {"name": "recurrent_lm", "widht": 3}}, "unknown key 'widht'; did you mean 'width'?"),
+        ({"model": {"name": "recurrent_lm", "cell": "ltsm"}}, "model.cell: Input should be 'rnn', 'lstm' or 'gru'"),
+        ({"dataset": "onw"}, "no data set 'onw'; did you mean 'own'?"),
+        ({"task": "translation"}, "found 'translation', the file holds recipes of task 'language_modeling'"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_one_line_with_place_and_cure(
+    tmp_path: Path, entry: dict[str, Any], expected: str
+) -> None:
+    write_project(tmp_path)
+    change(tmp_path, "recipes/language_modeling.yaml", **entry)
+    message = refused(tmp_path)
+    assert expected in message
+    assert "recipes" in message or "params.yaml" in message
+
+
+def test_an_unknown_recipe_names_the_nearest(tmp_path: Path) -> None:
+    write_project(tmp_path)
+    with pytest.raises(UserError, match=r"no recipe 'smal'; did you mean 'small'\? \(allowed: small\)"):
+        load_recipe(tmp_path, "smal")
+
+
+def test_yaml_that_is_none_names_line_and_column(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("datasets:\n  a: [1, 2\n  b: 3\n")
+    with pytest.raises(UserError, match=r"params.yaml: line 3, column \d+ not valid YAML"):
+        read_yaml(path)
+
+
+def test_a_yaml_tag_runs_no_code(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(f"datasets: !!python/object/apply:os.system ['touch {tmp_path / 'ran'}']\n")
+    with pytest.raises(UserError, match="not valid YAML"):
+        read_yaml(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_merge_goes_down_mappings_and_replaces_the_rest() -> None:
+    assert merge({"a": {"b": 1, "c": [1, 2]}, "d": 3}, {"a": {"c": [5]}}) == {"a": {"b": 1, "c": [5]}, "d": 3}
+
+
+def test_the_hash_of_a_run_changes_with_what_training_reads_and_with_nothing_else(tmp_path: Path) -> None:
+    write_project(tmp_path)
+    before = load_recipe(tmp_path, "small").hash("data", "code")
+    change(tmp_path, "recipes/language_modeling.yaml", title="another", evaluate={"metrics": ["perplexity"]})
+    assert load_recipe(tmp_path, "small").hash("data", "code") == before
+    assert load_recipe(tmp_path, "small").hash("data", "other code") != before
+    change(tmp_path, "recipes/language_modeling.yaml", train={"batch": 4, "steps": 3, "optimizer": ADAM})
+    assert load_recipe(tmp_path, "small").hash("data", "code") != before
+
+
+def test_every_recipe_of_the_project_is_valid_and_so_is_its_tiny_twin() -> None:
+    recipes = load_recipes(ROOT)
+    assert len(recipes) >= 8
+    datasets = load_datasets(ROOT)
+    for recipe in recipes.values():
+        twin = tiny_twin(recipe)
+        assert twin.dataset in datasets
+        assert model_config(recipe) is not None
+        assert model_config(twin) is not None
+        assert recipe.tiny, f"{recipe.name} has no tiny twin"
