@@ -1,9 +1,9 @@
 """Keep the memory that a training step frees for the next step.
 
-glibc gives every freed block of more than 32 MiB, and most smaller ones, back to the system at once. The next step's tensors
-then start with a page fault for every 4 KiB, which on a virtual machine costs 0.2 to 0.4 ms for each MiB: as much as the
-arithmetic of a small language model. Keeping the memory makes training 1.2 to 1.6 times as fast (`benchmarks/speed_lstm.py`); the
-process then holds its peak until it ends.
+glibc gives large freed blocks back to the system at once. The next step's tensors then start with a page fault for
+every 4 KiB, which on a virtual machine costs 0.2 to 0.4 ms for each MiB: as much as the arithmetic of a small language
+model. Keeping the memory makes training on a CPU up to twice as fast (`benchmarks/speed_lstm.py` has the figures) and
+changes no number; the process then holds its peak, and up to half as much again, until it ends.
 """
 
 import ctypes

@@ -23,13 +23,17 @@ import os
 import posixpath
 import re
 import select
+import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -44,8 +48,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 2.0
 LONGEST_PAUSE = 30.0
 PATIENCE_AFTER_DRIVER = 60.0
-METRICS_PER_CALL = 1000  # limits of MLflow's REST API, on numbers and on the bytes of a request
-TEXTS_PER_CALL = 20
+METRICS_PER_CALL, TEXTS_PER_CALL = 1000, 20  # limits of MLflow's REST API, on numbers and on bytes
 LONGEST_KEY, LONGEST_TEXT = 250, 6000
 RUN_TAG = "unroll.run"
 LATER = "nothing is lost: `unroll track` sends the rest"
@@ -131,21 +134,6 @@ def send_pending(root: Path) -> Sent:
     return sent
 
 
-def register(folder: Path, model_folder: Path, name: str, root: Path | None = None) -> str:
-    """Keep an exported model (safetensors and JSON, never a pickle) with its run and register it as `name`.
-
-    A run registers one version; `models:/<name>@latest` is the newest. Returns the version.
-
-    Raises:
-        UserError: the store cannot be reached, or no such folder.
-    """
-    root = _root(folder, root)
-    try:
-        return Sender(folder, root, connect(root)).register(model_folder, name)
-    except _outages() as error:
-        raise UserError(f"{model_folder}: not registered as {name!r}: {_reason(error, root)}") from None
-
-
 def tracking_uri(root: Path) -> str:
     """Where runs are sent: `MLFLOW_TRACKING_URI`, or an SQLite file in `root`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.absolute() / 'mlflow.db'}"
@@ -173,9 +161,11 @@ def connect(root: Path) -> MlflowClient:
     """A client of the store of `root`; see `_outages` for what it can fail with."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    uri = tracking_uri(root)
+    if uri.startswith("http"):
+        _knock(uri)
     from mlflow import MlflowClient
 
-    uri = tracking_uri(root)
     if not uri.startswith("sqlite:///"):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
     # MLflow creates its tables in steps: two processes that do so at once fail, and a kill leaves a file of no use.
@@ -192,8 +182,21 @@ def connect(root: Path) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+def _knock(uri: str) -> None:
+    """Raise an OSError if nobody is there: to learn it from mlflow costs the training two seconds of a core."""
+    address = f"{without_passwords(uri).rstrip('/')}/health"
+    try:
+        with suppress(HTTPException):
+            urllib.request.urlopen(address, timeout=float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])).close()
+    except urllib.error.URLError as error:  # of other errors (status, certificate) mlflow knows more
+        if isinstance(error.reason, ConnectionError | socket.gaierror | TimeoutError):
+            raise
+
+
 def _outages() -> tuple[type[Exception], ...]:
     """What a store can fail with; none of it may end a sender that still has time."""
+    if "mlflow" not in sys.modules:
+        return (OSError,)
     from alembic.util import CommandError
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -261,20 +264,6 @@ class Sender:
         for run in self._runs_tagged(self.run.info.experiment_id, identity):
             if run.info.run_id != self._run_id:  # a request that timed out here was carried out there after all
                 self.client.delete_run(run.info.run_id)
-
-    def register(self, model_folder: Path, name: str) -> str:
-        """See the function `register`."""
-        if not model_folder.is_dir():
-            raise UserError(f"{model_folder}: no such model folder")
-        self.run = self.run or self._find_run()
-        run_id = self.run.info.run_id
-        self._keep(model_folder, "model")
-        if not self.client.search_registered_models(f"name = '{name}'"):
-            self.client.create_registered_model(name)
-        versions = self.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-        if not versions:
-            versions = [self.client.create_model_version(name, source=f"runs:/{run_id}/model", run_id=run_id)]
-        return str(versions[0].version)
 
     def _find_run(self) -> Run:
         """The run of this journal in the store, created if there is none."""
@@ -352,7 +341,7 @@ class Sender:
             elif kind == "artifact":
                 self._keep(path, line["to"])
             else:
-                self.register(path, line["name"])
+                self._register(path, line["name"])
 
     def _send_params(self, values: dict[str, str]) -> None:
         """MLflow never changes a parameter: a value that differs after a resume becomes a tag beside it."""
@@ -383,6 +372,17 @@ class Sender:
             self.client.log_artifacts(self._run_id, str(path), to or None)
         else:
             self.client.log_artifact(self._run_id, str(path), to or None)
+
+    def _register(self, folder: Path, name: str) -> None:
+        """Keep an exported model (safetensors and JSON, never a pickle) with its run and make it a version of `name`.
+
+        A run makes one version; MLflow itself calls the newest `models:/<name>@latest`.
+        """
+        self._keep(folder, "model")
+        if not self.client.search_registered_models(f"name = '{name}'"):
+            self.client.create_registered_model(name)
+        if not self.client.search_model_versions(f"name = '{name}' and run_id = '{self._run_id}'"):
+            self.client.create_model_version(name, source=f"runs:/{self._run_id}/model", run_id=self._run_id)
 
     @property
     def _run_id(self) -> str:

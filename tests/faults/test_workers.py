@@ -25,7 +25,9 @@ MODEL = {
     "dropout": {"embedding": 0.1, "input": 0.1, "between": 0.3, "output": 0.3, "weight": 0.3},
     "activation_penalty": 1.0, "temporal_penalty": 0.5,
 }  # fmt: skip
-TRAIN = {"batch": 7, "steps": 200, "validate_every": 100, "checkpoint_every": 50, "window": 11}
+SGD = {"name": "sgd", "learning_rate": 0.3, "clip": 1.0}
+ADAM = {"name": "adamw", "learning_rate": 0.001, "clip": 1.0}
+TRAIN = {"batch": 7, "steps": 200, "validate_every": 100, "checkpoint_every": 50, "window": 11, "optimizer": SGD}
 pytestmark = pytest.mark.fault
 
 
@@ -66,14 +68,23 @@ def losses(root: Path) -> list[float]:
     return [point.value for point in history(next(root.glob("histories/small/seed-1")))["train/loss"]]
 
 
-@pytest.mark.parametrize("options", [{}, {"rows_per_pass": 2}, {"random_windows": True, "window": 20}])
-def test_two_workers_give_the_losses_of_one(tmp_path: Path, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({}, 1e-5),
+        ({"rows_per_pass": 2, "random_windows": True, "window": 20}, 1e-5),
+        # Adam divides by the root of squared gradients, and so lifts rounding errors of tiny ones to the size of a step.
+        ({"optimizer": ADAM}, 1e-4),
+    ],
+)
+def test_two_workers_give_the_losses_of_one(tmp_path: Path, options: dict[str, Any], tolerance: float) -> None:
     one = project(tmp_path / "one", model=MODEL, train={**TRAIN, **options})
     train_one(one[0], 1, one[1], WorkerContext())
     project(tmp_path / "two", model=MODEL, train={**TRAIN, **options})
     train_with(2, tmp_path / "two")
     assert len(losses(tmp_path / "one")) == 200
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=tolerance)
+    assert losses(tmp_path / "one")[-1] < losses(tmp_path / "one")[0]
 
 
 def test_workers_stop_together_and_another_number_of_them_goes_on(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def run_with_gradients(
     return [result.detach() for result in (*results, *gradients)]
 
 
-# --- the equations ------------------------------------------------------------------------------------------------------
+# --- the equations ----------------------------------------------------------------------------------------------------
 
 
 @both_methods
@@ -123,7 +123,7 @@ def test_gradients_are_those_of_finite_differences(cell: str, options: dict[str,
     assert torch.autograd.gradcheck(run, [argument.requires_grad_() for argument in arguments])
 
 
-# --- against torch.nn ---------------------------------------------------------------------------------------------------
+# --- against torch.nn -------------------------------------------------------------------------------------------------
 
 
 def torch_twin(layer: RecurrentLayer) -> nn.RNNBase:
@@ -167,7 +167,7 @@ def test_equals_torch_with_copied_weights(
         torch.testing.assert_close(mine, other, atol=2e-6, rtol=1e-5)
 
 
-# --- fast = loop --------------------------------------------------------------------------------------------------------
+# --- fast = loop ------------------------------------------------------------------------------------------------------
 
 
 @all_cells
@@ -217,7 +217,7 @@ def test_two_runs_give_the_same_bits(cell: str, options: dict[str, Any], autocas
         assert all(torch.equal(mine, other) for mine, other in zip(first, second, strict=True))
 
 
-# --- memory -------------------------------------------------------------------------------------------------------------
+# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 @both_methods
@@ -257,7 +257,7 @@ def test_forget_bias_is_an_option() -> None:
     assert LSTM(3, 4).bias[:4].abs().max() <= 0.5
 
 
-# --- one pass, chunks, steps, rows --------------------------------------------------------------------------------------
+# --- one pass, chunks, steps, rows ------------------------------------------------------------------------------------
 
 
 @both_methods
@@ -298,7 +298,7 @@ def test_the_future_does_not_change_the_past(cell: str, options: dict[str, Any],
     torch.testing.assert_close(layer(inputs, state)[0][:, :5], layer(changed, state)[0][:, :5], atol=1e-6, rtol=1e-6)
 
 
-# --- weight drop, errors ------------------------------------------------------------------------------------------------
+# --- weight drop, errors ----------------------------------------------------------------------------------------------
 
 
 @both_methods

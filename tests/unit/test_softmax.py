@@ -42,7 +42,7 @@ def adaptive_twin(layer: AdaptiveSoftmax) -> nn.AdaptiveLogSoftmaxWithLoss:
     return twin
 
 
-# --- full softmax -------------------------------------------------------------------------------------------------------
+# --- full softmax -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("chunks")
@@ -100,11 +100,11 @@ def test_log_probabilities_agree_with_the_loss_and_sum_to_one() -> None:
         torch.testing.assert_close(layer.log_loss(hidden.flatten(0, 1), targets.flatten()), picked)
 
 
-# --- adaptive softmax ---------------------------------------------------------------------------------------------------
+# --- adaptive softmax -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("chunks")
-@pytest.mark.parametrize("cutoffs", [[10], [4, 20, 77]])
+@pytest.mark.parametrize("cutoffs", [[10], [20, 77]])
 def test_adaptive_softmax_equals_torch(cutoffs: list[int]) -> None:
     layer = AdaptiveSoftmax(17, 101, cutoffs)
     twin = adaptive_twin(layer)
@@ -142,7 +142,7 @@ def test_adaptive_softmax_has_narrower_spaces_for_rarer_words() -> None:
     assert [tuple(w.weight.shape) for w in layer.words] == [(200, 16), (300, 4), (400, 1)]
 
 
-# --- both ---------------------------------------------------------------------------------------------------------------
+# --- both -------------------------------------------------------------------------------------------------------------
 
 LAYERS = [Softmax(24, 101), AdaptiveSoftmax(24, 101, [10, 40])]
 both_layers = pytest.mark.parametrize("layer", LAYERS, ids=["full", "adaptive"])

@@ -1,7 +1,8 @@
-"""Recurrent sequence layers: RNN, LSTM and GRU with one signature, `layer(inputs [B,T,D], state) -> (outputs [B,T,H], state)`.
+"""Recurrent sequence layers, RNN, LSTM and GRU: `layer(inputs [B,T,D], state) -> (outputs [B,T,H], state)`.
 
-Papers: Elman 1990 (RNN); Hochreiter & Schmidhuber 1997 with the forget gate of Gers 2000 (LSTM); Cho 2014, arXiv:1406.1078
-(GRU). Equations, with * the elementwise product, W = weight_input, U = weight_hidden and b = bias cut into one block a gate:
+Papers: Elman 1990 (RNN); Hochreiter & Schmidhuber 1997 with the forget gate of Gers 2000 (LSTM); Cho 2014,
+arXiv:1406.1078 (GRU). Equations, with * the elementwise product and W = weight_input, U = weight_hidden, b = bias, of
+which every gate has a block of its own:
 
     RNN    h_t = tanh(W x_t + U h_{t-1} + b)
     LSTM   f, i, o = sigmoid(W x_t + U h_{t-1} + b)      forget, input and output gate
@@ -9,18 +10,20 @@ Papers: Elman 1990 (RNN); Hochreiter & Schmidhuber 1997 with the forget gate of 
            c_t = f * c_{t-1} + i * c~                    memory: f = 1, i = 0 leaves it unchanged, exactly
            h_t = o * tanh(c_t)
     GRU    r, z = sigmoid(W x_t + U h_{t-1} + b)         reset and update gate
-           reset="before"  h~ = tanh(W x_t + U (r * h_{t-1}) + b)            h_t = (1 - z) * h_{t-1} + z * h~
+           reset="before"  h~ = tanh(W x_t + U (r * h_{t-1}) + b)             h_t = (1 - z) * h_{t-1} + z * h~
            reset="after"   h~ = tanh(W x_t + b + r * (U h_{t-1} + b_hidden))  h_t = z * h_{t-1} + (1 - z) * h~
 
-`before` is the form of the paper and of the course (whose GRU has no biases: `bias=False`), `after` that of cuDNN and torch.
-The two differ in where r acts and, by the toolkits' convention, in which side of the mixture z weighs.
+`before` is the form of the paper and of the course (whose GRU has no biases: `bias=False`), `after` that of cuDNN and
+torch. The two differ in where r acts and, by the toolkits' convention, in which side of the mixture z weighs.
 
-Deliberate differences from `torch.nn`: one bias for the sum W x + U h instead of two that only ever appear added up; the forget
-gate's bias starts at 1 (Jozefowicz 2015), not at noise around 0. The rows of the weights stand in torch's order (LSTM: input, forget,
-candidate, output; GRU: reset, update, candidate), so that torch's weights copy straight in and its kernels run on ours without a copy.
+Deliberate differences from `torch.nn`: one bias for the sum W x + U h instead of two that only ever act as a sum (under
+plain SGD torch's pair therefore learns twice as fast); the forget gate's bias starts at 1 (Jozefowicz 2015), not near
+0. The rows of the weights stand in torch's order (LSTM: input, forget, candidate, output; GRU: reset, update,
+candidate), so that torch's weights copy straight in and its kernels run on ours without a copy.
 
-State goes in and comes out, batch at dimension 0 of every tensor, always in the parameters' type (so float32 under autocast).
-`method="loop"` is the plain loop over time, kept as the reference that the fast paths (`recurrent_kernels.py`) must equal.
+State goes in and comes out, batch at dimension 0 of every tensor, in the parameters' type (float32 under autocast,
+where the outputs may be bfloat16). `method="loop"` is the plain loop over time, kept as the reference that the fast
+paths of `recurrent_kernels.py` must equal in outputs and gradients.
 """
 
 from typing import Any, Literal
@@ -38,7 +41,7 @@ State = dict[str, Tensor]
 class RecurrentLayer(nn.Module):
     """What the three layers share: parameters, state, the choice between loop and fast path, the loop itself.
 
-    A layer has `gates` blocks of weights and the state tensors named in `state_names`, the first of which is the output.
+    A layer has `gates` blocks of weights and the state tensors named in `state_names`.
     """
 
     gates: int
@@ -72,11 +75,12 @@ class RecurrentLayer(nn.Module):
     def forward(self, inputs: Tensor, state: State, weight_hidden: Tensor | None = None) -> tuple[Tensor, State]:
         """Run over [B,T,D] from `state`; returns the hidden states [B,T,H] and the state after the last step.
 
-        `weight_hidden` [G*H,H] stands in for the parameter of that name (weight drop). Raises ValueError on wrong shapes.
+        `weight_hidden` [G*H,H] stands in for the parameter of that name (weight drop). Raises ValueError when a shape
+        is wrong.
         """
         weight_hidden = self.weight_hidden if weight_hidden is None else weight_hidden
         self._check(inputs, state, weight_hidden)
-        if self.method == "loop":
+        if self.method == "loop" or kernels.loop_is_faster(inputs):
             return self.loop(inputs, state, weight_hidden)
         return self.fast(inputs, state, weight_hidden)
 
@@ -156,9 +160,10 @@ class LSTM(RecurrentLayer):
 
 
 class GRU(RecurrentLayer):
-    """Gated recurrent unit with the reset gate `before` (Cho 2014) or `after` (cuDNN) the recurrent product; state {"hidden": [B,H]}.
+    """Gated recurrent unit with the reset gate `before` (Cho 2014) or `after` (cuDNN) the recurrent product.
 
-    `after` has one more parameter, `bias_hidden` [H]: its bias within r's reach cannot be merged into `bias`.
+    State {"hidden": [B,H]}. `after` has one more parameter, `bias_hidden` [H], which r scales and which therefore
+    cannot be merged into `bias`. No library has a kernel for `before`: it runs as a loop.
     """
 
     gates = 3
@@ -203,7 +208,7 @@ CELLS: dict[str, type[RecurrentLayer]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 
 
 def recurrent_layer(cell: str, input_width: int, width: int, **options: Any) -> RecurrentLayer:
-    """The layer called `cell` ("rnn", "lstm", "gru"), with that class's options; raises UserError for an unknown name."""
+    """The layer called `cell` ("rnn", "lstm", "gru") with its class's options. Raises UserError for an unknown name."""
     if cell not in CELLS:
         raise UserError(f"recurrent layer: cell is {cell!r}, allowed: {', '.join(CELLS)}")
     return CELLS[cell](input_width, width, **options)

@@ -4,21 +4,23 @@ Full softmax over V words, with h the hidden state, w_v and b_v the row of the m
 
     log p(v | h) = h . w_v + b_v - log sum_u exp(h . w_u + b_u)
 
-Adaptive softmax (Grave et al. 2017, arXiv:1609.04309): words in order of frequency, cut at c_1 < c_2 < ... The head holds the
-first c_1 words and one entry for each later cluster k, whose words are told apart in a space `division`^k times narrower:
+Adaptive softmax (Grave et al. 2017, arXiv:1609.04309): words in order of frequency, cut at c_1 < c_2 < ... The head
+holds the first c_1 words and an entry for each later cluster k, whose words are told apart in a space `division`^k
+times narrower, into which P_k projects:
 
     log p(v | h) = log p_head(v | h)                                       v < c_1
     log p(v | h) = log p_head(cluster k | h) + log p_k(v | P_k h)          c_k <= v < c_{k+1}
 
-Both have `log_probabilities` for decoding, `log_loss` for each token and `total_log_loss`, their sum, for training.
+Both have `log_probabilities` for decoding, `log_loss` for each token and `total_log_loss`, its sum, for training.
 
-How the sum is made fast (after Liger Kernel and Cut Cross-Entropy, arXiv:2411.09009): the gradients of hidden states and matrix
-are computed in the forward pass, chunk by chunk, from the probabilities that are at hand there; the backward pass only scales
-them. So [N,V] never exists for more tokens than a chunk, no logits are kept or computed twice, and the softmax itself runs over
-blocks of rows that fit a core's cache. The bias is one more column of the matrix, against a column of ones in h.
+How the sum is made fast (after Liger Kernel, and Cut Cross-Entropy, arXiv:2411.09009): the gradients of hidden states
+and matrix are computed in the forward pass, chunk by chunk, from the probabilities that are at hand there; the backward
+pass only scales them. So [N,V] exists for no more tokens than fit a chunk, no logits are kept or computed twice, and
+the softmax itself runs over blocks of rows that fit the cache. The bias is one more column of the matrix, against a
+column of ones in h: so it and its gradient cost no pass over the logits.
 
-Numerics under bfloat16 autocast: matrix products in bfloat16 with float32 sums inside, like autocast's own; softmax, loss and its
-sum in float32; the weights' gradient is rounded to bfloat16 once a chunk and added up in float32.
+Numerics under bfloat16 autocast: matrix products in bfloat16 with float32 sums inside, as autocast's own; softmax, loss
+and the loss's sum in float32; the weights' gradient is rounded to bfloat16 once a chunk and added up in float32.
 """
 
 from itertools import pairwise
@@ -38,7 +40,10 @@ BLOCK = 1 << 20
 
 
 class Softmax(nn.Module):
-    """Full softmax over `vocabulary` words; `tied` shares the embedding's matrix [V,D]. Raises UserError if its shape differs."""
+    """Full softmax over `vocabulary` words; `tied` shares the embedding's matrix.
+
+    Raises UserError if that is not [V,D].
+    """
 
     def __init__(self, width: int, vocabulary: int, tied: nn.Embedding | None = None, bias: bool = True) -> None:
         super().__init__()
@@ -68,10 +73,11 @@ class Softmax(nn.Module):
 
 
 class AdaptiveSoftmax(nn.Module):
-    """Adaptive softmax; word numbers must be in order of falling frequency. Raises UserError if `cutoffs` do not rise within V.
+    """Adaptive softmax; word numbers must be in order of falling frequency.
 
-    Parameters as in `torch.nn.AdaptiveLogSoftmaxWithLoss` (head [c_1+K,D]; each cluster a projection [D/division^k,D] and
-    words [c_{k+1}-c_k,D/division^k]; no biases); targets may come in any order and be -1.
+    Parameters as in `torch.nn.AdaptiveLogSoftmaxWithLoss`, without biases: head [c_1+K,D], and for each cluster a
+    projection [D/division^k,D] and words [c_{k+1}-c_k,D/division^k]. Raises UserError if `cutoffs` do not rise within
+    V.
     """
 
     def __init__(self, width: int, vocabulary: int, cutoffs: list[int], division: float = 4.0) -> None:
@@ -120,7 +126,7 @@ class AdaptiveSoftmax(nn.Module):
         return heads
 
     def _inside(self, hidden: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """For each cluster: the rows that belong to it [n], their projection [n,D'], its words [W,D'], the targets in it [n]."""
+        """For each cluster: the rows in it [n], their projection [n,D'], its words [W,D'], their numbers in it [n]."""
         parts = []
         for (low, high), projection, words in zip(self.clusters, self.projections, self.words, strict=True):
             rows = ((targets >= low) & (targets < high)).nonzero().squeeze(1)  # [n]
@@ -156,8 +162,9 @@ def total_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Ten
 
 
 def _chunk_rows(count: int, vocabulary: int) -> int:
-    """Rows of a chunk: as even as can be, with at most CHUNK logits in each."""
-    chunks = max(1, -(-count * vocabulary // CHUNK))
+    """Rows of a chunk: as even as can be, with at most CHUNK logits in each (or one row)."""
+    most = max(1, CHUNK // vocabulary)
+    chunks = max(1, -(-count // most))
     return max(1, -(-count // chunks))
 
 
@@ -180,7 +187,7 @@ class _TotalLoss(torch.autograd.Function):
 
 
 def _product_type(weight: Tensor) -> torch.dtype:
-    """The type of the matrix products. Not float16: gradients are not scaled yet here and would fall below its range."""
+    """The type of the matrix products. Never float16: gradients, not scaled yet, would fall below its range."""
     device = weight.device.type
     if not torch.is_autocast_enabled(device):
         return weight.dtype

@@ -88,6 +88,7 @@ class Run:
         self.carries: list[State | None] = [None] * len(self.slices)
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=train.precision == "fp16")
         self.journal: Journal | None = None
+        self.waited = 0.0
 
     def run(self) -> Progress:
         """Train to the end, from the newest checkpoint if there is one.
@@ -103,6 +104,7 @@ class Run:
             for batches in loader:
                 if self.finished():
                     break
+                self.waited = loader.waited
                 started = time.perf_counter()
                 result = self.step(batches)
                 self.progress.seconds += time.perf_counter() - started

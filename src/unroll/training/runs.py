@@ -108,8 +108,13 @@ def _learn(
         restore_best(model, folder)
     else:
         run.policy.adopt_averages()
-    rate = done.predictions / max(1e-9, done.seconds)
-    return {"minutes": done.seconds / 60, "tokens_per_second": rate, "steps": done.step, "best_step": done.best_step}
+    return {
+        "minutes": done.seconds / 60,
+        "tokens_per_second": done.predictions / max(1e-9, done.seconds),
+        "steps": done.step,
+        "best_step": done.best_step,
+        "seconds_waiting_for_data": run.waited,
+    }
 
 
 def _count(task: Any, model: torch.nn.Module) -> dict[str, Any]:
