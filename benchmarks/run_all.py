@@ -1,0 +1,76 @@
+"""`make bench`: every benchmark in turn; the tables printed are kept in benchmarks/results/ and in docs/speed.md.
+
+    python benchmarks/run_all.py              all of them: about half an hour on two cores
+    python benchmarks/run_all.py loop ngram   only these
+
+Each figure that is compared with another is a ratio within one run, so a slower or busier machine moves it little.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+WIKITEXT = [f"{os.environ.get('UNROLL_MIRROR', 'mirror')}/wikitext-2/{split}.txt.gz" for split in ("train", "test")]
+BENCHMARKS: dict[str, tuple[str, list[str]]] = {
+    "speed_lstm": ("Training speed against a plain fp32 loop and against the matrix rate", []),
+    "loop": ("The training loop, Ray's local mode, waiting for data", []),
+    "tracker": ("A dead tracker", []),
+    "ngram": ("Kneser-Ney 5-gram on WikiText-2, counted and scored", WIKITEXT),
+    "memory_prepare": ("Memory of prepare, 10 MB and 1 GB", ["--tokenizers", "characters"]),
+    "memory_train": ("Memory of training, 10 MB and 1 GB", []),
+    "no_change": ("dvc repro when nothing changed", []),
+}
+
+
+def run(name: str) -> bool:
+    """Run one benchmark, show and keep its table; false if it failed."""
+    title, arguments = BENCHMARKS[name]
+    print(f"\n## {title}", flush=True)
+    done = subprocess.run(
+        [sys.executable, HERE / f"{name}.py", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    print(done.stdout, flush=True)
+    if done.returncode == 0:
+        (HERE / "results" / f"{name}.txt").write_text(done.stdout)
+    return done.returncode == 0
+
+
+def write_page() -> None:
+    """docs/speed.md from the tables kept."""
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}"
+    parts = ["# Speed and memory", "", f"Written by `make bench` ({machine}). Ratios are taken within one run.", ""]
+    for name, (title, _) in BENCHMARKS.items():
+        table = HERE / "results" / f"{name}.txt"
+        if table.exists():
+            parts += [
+                f"## {title}",
+                "",
+                f"`python benchmarks/{name}.py`",
+                "",
+                "```",
+                table.read_text().strip(),
+                "```",
+                "",
+            ]
+    (ROOT / "docs" / "speed.md").write_text("\n".join(parts))
+
+
+def main() -> None:
+    chosen = sys.argv[1:] or list(BENCHMARKS)
+    unknown = [name for name in chosen if name not in BENCHMARKS]
+    if unknown:
+        sys.exit(f"no benchmark {unknown[0]!r} (allowed: {', '.join(BENCHMARKS)})")
+    failed = [name for name in chosen if not run(name)]
+    write_page()
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
