@@ -16,6 +16,7 @@ from rich.table import Table
 from unroll.config import CountingTraining, Recipe, load_datasets, load_recipe, load_recipes, model_config
 from unroll.data.shards import load_manifest
 from unroll.errors import UserError
+from unroll.journal import is_being_written
 from unroll.training.context import WorkerContext
 from unroll.training.launch import load_profile, worker_count
 from unroll.training.loop import autocast, row_slices
@@ -33,12 +34,14 @@ def print_recipes(root: Path, suite: str | None) -> None:
         raise UserError(f"suite {suite!r}: no recipe belongs to it (allowed: {', '.join(suites)})")
     table = Table(box=None, pad_edge=False)
     for column in ("recipe", "suite", "data set", "model", "state", "score"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, no_wrap=column != "score")
     for recipe in sorted(recipes.values(), key=lambda r: (suites.index(r.suite), r.dataset)):
         if suite in (None, recipe.suite):
             cells = (recipe.name, recipe.suite, recipe.dataset, recipe.model.get("name", "?"))
             table.add_row(*map(escape, (*cells, state(recipe, root), score(recipe, root))))
-    Console().print(table)
+    console = Console()
+    console.width = console.width if console.is_terminal else 160
+    console.print(table)
 
 
 def state(recipe: Recipe, root: Path) -> str:
@@ -50,6 +53,8 @@ def state(recipe: Recipe, root: Path) -> str:
         return "trained"
     if not place.data(recipe.dataset).exists():
         return "data not prepared"
+    if any(is_being_written(place.run(recipe, seed)) for seed in seeds):
+        return "training"
     if any((place.run(recipe, seed) / "checkpoints").exists() for seed in seeds):
         return "interrupted"
     return "not trained"

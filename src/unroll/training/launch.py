@@ -113,8 +113,13 @@ def _fit(trainer: Any) -> dict[str, Any]:
 def _start_ray(profile: Profile) -> None:
     import ray
 
-    if not ray.is_initialized():
-        ray.init(address=profile.address, include_dashboard=False, log_to_driver=True)
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address=profile.address, include_dashboard=False)
+    except Exception as error:  # Ray raises bare Exceptions here
+        reason = str(error).splitlines()[0]
+        raise UserError(f"Ray did not start (address {profile.address!r}): {reason}") from error
 
 
 class _forward_sigterm:
