@@ -46,27 +46,26 @@ def size_of_a_step() -> int:
     return max(1, round(count * STEP_SECONDS))
 
 
-def seconds_per_step(folder: Path, steps: int, products: int) -> tuple[float, float]:
-    """Mean seconds of a step, and of its journal entry."""
+def train(folder: Path, seconds: float, products: int) -> tuple[float, float]:
+    """Journalled steps for `seconds`: mean seconds of a step, and of its journal entry."""
     matrix = torch.randn(1024, 1024)
-    written = 0.0
-    began = time.perf_counter()
+    written, step = 0.0, 0
+    began = now = time.perf_counter()
     with Journal(folder) as journal:
         journal.tag({"recipe": folder.parent.name, "task": "benchmark"})
-        for step in range(steps):
+        while now < began + seconds:
             for _ in range(products):
                 matrix @ matrix
             start = time.perf_counter()
             journal.metrics(step, {"train/loss": 1.0 / (step + 1), "train/gradient_norm": 1.0, **system_metrics()})
-            written += time.perf_counter() - start
-        seconds = time.perf_counter() - began
-        journal.end("FINISHED")
-    return seconds / steps, written / steps
+            now = time.perf_counter()
+            written += now - start
+            step += 1
+    return (now - began) / step, written / step
 
 
-def measure(condition: str, root: Path, number: int, steps: int, products: int) -> tuple[float, float, float]:
+def measure(condition: str, folder: Path, root: Path, seconds: float, products: int) -> tuple[float, float, float]:
     """One condition of one round: seconds of a step, of its journal entry, and of the sender's processor time in all."""
-    folder = root / "runs" / f"{condition}-{number}" / "seed-1"
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     if condition == "dead":
         with socket.socket() as closed:
@@ -74,27 +73,26 @@ def measure(condition: str, root: Path, number: int, steps: int, products: int) 
             os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{closed.getsockname()[1]}"
     sender = None if condition == "alone" else tracking.start_sender(folder, root)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    step, written = seconds_per_step(folder, steps, products)
+    step, written = train(folder, seconds, products)
     if sender is not None:
-        tracking.finish(sender, timeout=60.0 if condition == "store" else 0.0)
+        tracking.finish(sender, timeout=0.0)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return step, written, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def summary(
-    times: dict[str, list[float]], cpu: dict[str, list[float]], journal: list[float], steps: int
+    steps: dict[str, list[float]], cpu: dict[str, list[float]], journal: list[float], seconds: float
 ) -> dict[str, Any]:
     """Slow-down of each condition against `alone`, as the median over rounds of the ratio within a round."""
     table: dict[str, Any] = {}
     for condition in CONDITIONS:
-        ratios = [own / alone - 1 for own, alone in zip(times[condition], times["alone"], strict=True)]
-        at_most = [used / (step * steps) for used, step in zip(cpu[condition], times[condition], strict=True)]
+        ratios = [own / alone - 1 for own, alone in zip(steps[condition], steps["alone"], strict=True)]
         table[condition] = {
-            "step_ms": round(1e3 * statistics.median(times[condition]), 3),
+            "step_ms": round(1e3 * statistics.median(steps[condition]), 3),
             "slow_down": round(statistics.median(ratios), 5),
             "slow_down_by_round": [round(ratio, 5) for ratio in ratios],
-            "sender_cpu_seconds": round(statistics.median(cpu[condition]), 2),
-            "slow_down_at_most": round(statistics.median(at_most), 5),
+            "sender_cpu_seconds": round(statistics.median(cpu[condition]), 3),
+            "slow_down_at_most": round(statistics.median(cpu[condition]) / seconds, 5),
         }
     return {"conditions": table, "journal_us_per_step": round(1e6 * statistics.median(journal), 1), "goal": GOAL}
 
@@ -105,25 +103,21 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="of each condition in each round")
     options = parser.parse_args()
     products = size_of_a_step()
-    steps = max(1, round(options.seconds / STEP_SECONDS))
-    times: dict[str, list[float]] = {condition: [] for condition in CONDITIONS}
+    steps: dict[str, list[float]] = {condition: [] for condition in CONDITIONS}
     cpu: dict[str, list[float]] = {condition: [] for condition in CONDITIONS}
     journal: list[float] = []
     with tempfile.TemporaryDirectory() as name:
-        measure("store", Path(name), -1, 1, 1)  # creates the store: once in the life of a project
+        root = Path(name)
+        tracking.connect(root)  # creates the store: once in the life of a project
         for number in range(options.rounds):
             turn = number % len(CONDITIONS)
             for condition in CONDITIONS[turn:] + CONDITIONS[:turn]:
-                seconds, written, used = measure(condition, Path(name), number, steps, products)
-                times[condition].append(seconds)
+                folder = root / "runs" / f"{condition}-{number}" / "seed-1"
+                step, written, used = measure(condition, folder, root, options.seconds, products)
+                steps[condition].append(step)
                 cpu[condition].append(used)
                 journal.append(written)
-    result = {
-        **summary(times, cpu, journal, steps),
-        "threads": torch.get_num_threads(),
-        "steps": steps,
-        "rounds": options.rounds,
-    }
+    result = {**summary(steps, cpu, journal, options.seconds), "threads": torch.get_num_threads(), **vars(options)}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{'condition':<10} {'ms a step':>10} {'slow-down':>10} {'at most':>8} {'sender CPU s':>13}  by round")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.style
@@ -64,6 +65,21 @@ def losses(group: Group, name: str) -> Markup | None:
         _step_axis(axes)
         _limit_losses(axes, [*thick.values(), *thin.values()])
         return svg.inline(figure, name, _last_values("Loss over training steps", group, thick))
+
+
+def save_losses(history: Sequence[dict[str, Any]], path: Path) -> bool:
+    """The loss curves of one run as a PNG of its own, for the tracker; false where there is no curve."""
+    thick, thin = curves(history, VALIDATION_LOSS), curves(history, TRAIN_LOSS)
+    if not thick and not thin:
+        return False
+    with matplotlib.style.context(["default", _STYLE]):
+        figure, axes = _figure("training step", "loss (nats per predicted token)")
+        _draw(axes, thin, 0, linewidth=0.9, alpha=0.45)
+        _draw(axes, thick, 0, linewidth=2.0, marks=True)
+        _step_axis(axes)
+        _limit_losses(axes, [thick, thin])
+        figure.savefig(path, dpi=144, metadata={"Software": None})
+    return True
 
 
 def has_losses(system: System) -> bool:

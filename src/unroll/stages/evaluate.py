@@ -14,6 +14,7 @@ from unroll.config import Recipe, load_part, load_recipe
 from unroll.errors import UserError
 from unroll.files import new_folder
 from unroll.journal import Journal, history
+from unroll.report.plots import save_losses
 from unroll.stages.train import sent_to_tracker
 from unroll.training.checkpoint import read_description
 from unroll.training.runs import Place
@@ -68,8 +69,10 @@ def _journal_scores(recipe: Recipe, place: Place, seed: int, track: bool) -> Non
         with Journal(run) as journal:
             last = max((points[-1].step for points in history(run).values()), default=0)
             journal.metrics(last, values)
-            if (predictions / "samples.jsonl").exists():
-                journal.artifact(predictions / "samples.jsonl", "samples")
+            plot = place.root / "evaluations" / recipe.suite / recipe.name / "losses.png"
+            for path, to in ((predictions / "samples.jsonl", "samples"), (plot, "plots")):
+                if path.exists():
+                    journal.artifact(path, to)
 
 
 def _score(recipe: Recipe, place: Place, metric: str) -> dict[str, Any]:
@@ -96,10 +99,10 @@ def _keep_details(recipe: Recipe, place: Place, names: list[str], out: Path) -> 
             kept[metric] = {"numerator": pairs[:, 0].tolist(), "denominator": pairs[:, 1].tolist()}
     with new_folder(out) as partial:
         (partial / "statistics.json").write_text(json.dumps(kept))
-        with (partial / "history.jsonl").open("w") as file:
-            for key, points in history(place.history(recipe, first), limit=CURVE_POINTS).items():
-                for point in points:
-                    file.write(json.dumps({"step": point.step, "time": point.time, key: point.value}) + "\n")
+        curves = history(place.history(recipe, first), limit=CURVE_POINTS)
+        lines = [{"step": at, "time": when, key: value} for key, points in curves.items() for at, when, value in points]
+        (partial / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        save_losses(lines, partial / "losses.png")
         if (predictions / "samples.jsonl").exists():
             shutil.copyfile(predictions / "samples.jsonl", partial / "samples.jsonl")
 
