@@ -72,7 +72,8 @@ def save_losses(history: Sequence[dict[str, Any]], path: Path) -> bool:
     thick, thin = curves(history, VALIDATION_LOSS), curves(history, TRAIN_LOSS)
     if not thick and not thin:
         return False
-    with matplotlib.style.context(["default", _STYLE]):
+    # On the page the colours are names that its style sheet fills in; a picture of its own needs real ones.
+    with matplotlib.style.context(["default", _STYLE, {"grid.color": "#dddddd", "axes.edgecolor": "#999999"}]):
         figure, axes = _figure("training step", "loss (nats per predicted token)")
         _draw(axes, thin, 0, linewidth=0.9, alpha=0.45)
         _draw(axes, thick, 0, linewidth=2.0, marks=True)
