@@ -77,8 +77,8 @@ def launch(recipe: Recipe, seed: int, place: Place, profile: Profile, tiny: bool
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("ray").setLevel(logging.WARNING)
     train: Any = import_module("ray.train")  # Ray's own annotations describe its older version
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     workers = worker_count(profile)
     config = {"recipe": recipe.name, "tiny": tiny, "seed": seed, "root": str(place.root.resolve())}
     resources = {"CPU": profile.cpus_per_worker}
