@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+PYTEST := $(VENV)/bin/python -m pytest tests --numprocesses 2 --dist loadfile
 STAMP  := $(VENV)/.installed
 
 .PHONY: demo cpu test test-all lint format bench mlflow doctor results setup clean help
@@ -26,10 +27,10 @@ cpu: $(STAMP)    ## reproduce the cpu suite: hours on two cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro report@cpu
 
 test: $(STAMP)   ## unit, contract, reference, pipeline and short fault tests
-	$(BIN)/python -m pytest tests -m 'not slow and not gpu'
+	$(PYTEST) -m 'not slow and not gpu'
 
 test-all: $(STAMP) ## everything, learning thresholds and all faults too
-	$(BIN)/python -m pytest tests -m 'not gpu'
+	$(PYTEST) -m 'not gpu'
 
 lint: $(STAMP)   ## ruff and mypy
 	$(BIN)/ruff check .
@@ -53,4 +54,4 @@ results: $(STAMP) ## write docs/results.md and the README's table
 	$(BIN)/unroll results
 
 clean:           ## remove what was computed here; keeps data/downloads
-	rm -rf data/prepared models histories predictions evaluations reports runs mlflow.db mlartifacts
+	rm -rf data/prepared models histories predictions evaluations reports runs mlflow.db mlflow.db.lock mlartifacts
