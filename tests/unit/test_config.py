@@ -100,3 +100,11 @@ def test_every_recipe_of_the_project_is_valid_and_so_is_its_tiny_twin() -> None:
         assert model_config(recipe) is not None
         assert model_config(twin) is not None
         assert recipe.tiny, f"{recipe.name} has no tiny twin"
+
+
+def test_every_recipe_states_the_keys_that_dvc_names() -> None:
+    """DVC refuses a stage whose parameters are absent, hours into a reproduction."""
+    named = {"suite", "task", "title", "dataset", "model", "train", "predict", "evaluate", "reference", "seeds"}
+    for path in (ROOT / "recipes").glob("*.yaml"):
+        for name, entry in yaml.safe_load(path.read_text())["recipes"].items():
+            assert named - entry.keys() == set(), f"{path.name}: {name}"
