@@ -37,8 +37,14 @@ def run(name: str) -> bool:
     )
     print(done.stdout, flush=True)
     if done.returncode == 0:
-        (HERE / "results" / f"{name}.txt").write_text(done.stdout)
+        (HERE / "results" / f"{name}.txt").write_text(table(done.stdout))
     return done.returncode == 0
+
+
+def table(printed: str) -> str:
+    """What a benchmark printed, without the progress lines of the stages it ran."""
+    progress = ("prepare ", "train: ", "score: ", "data/prepared/")
+    return "".join(line for line in printed.splitlines(keepends=True) if not line.startswith(progress))
 
 
 def write_page() -> None:
