@@ -50,7 +50,12 @@ def table(printed: str) -> str:
 def write_page() -> None:
     """docs/speed.md from the tables kept."""
     machine = f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}"
-    parts = ["# Speed and memory", "", f"Kept by `make bench` ({machine}), each table from its own run. Ratios are taken within one run.", ""]
+    parts = [
+        "# Speed and memory",
+        "",
+        f"Kept by `make bench` ({machine}), each table from its own run. Ratios are taken within one run.",
+        "",
+    ]
     for name, (title, _) in BENCHMARKS.items():
         table = HERE / "results" / f"{name}.txt"
         if table.exists():
