@@ -27,7 +27,7 @@ from unroll.layers.dropout import dropout_place
 from unroll.stages.prepare import prepare
 from unroll.training.context import WorkerContext
 from unroll.training.launch import Profile, launch
-from unroll.training.loop import autocast, row_slices
+from unroll.training.loop import autocast
 from unroll.training.optimizers import OptimizerPolicy
 from unroll.training.runs import Place, build, train_one
 
@@ -65,7 +65,7 @@ def bare(recipe: Recipe, place: Place) -> float:
     policy = OptimizerPolicy(train.optimizer, model, train.steps)
     device, carry, marks = torch.device("cpu"), None, []
     model.train()
-    with task.loader(1, row_slices(train, WorkerContext()), None) as loader:
+    with task.loader(1, WorkerContext(), None) as loader:
         for step, batches in zip(range(train.steps), loader, strict=False):
             batch: Batch = batches[0]
             policy.optimizer.zero_grad()

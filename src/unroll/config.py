@@ -85,9 +85,15 @@ class Optimizer(Strict):
 
 
 class Training(Strict):
-    """How a model is trained. `batch` is the global batch: rows over all workers; accumulation follows from it."""
+    """How a model is trained.
 
-    batch: int = Field(ge=1)
+    The global batch, over all workers, is stated as `batch` rows of a stream or as `batch_tokens` (rows x longest) of a
+    set of samples; accumulation follows from it. `objective`: what the task calls its loss options. `then`: changes
+    laid over all this for a second phase of training, which starts from the weights that the first one ends with.
+    """
+
+    batch: int | None = Field(None, ge=1)
+    batch_tokens: int | None = Field(None, ge=1)
     window: int = Field(64, ge=1)
     random_windows: bool = False
     epochs: int | None = Field(None, ge=1)
@@ -95,6 +101,7 @@ class Training(Strict):
     optimizer: Optimizer
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     rows_per_pass: int | None = Field(None, ge=1)
+    tokens_per_pass: int | None = Field(None, ge=1)
     validate_every: int | None = Field(None, ge=1)
     checkpoint_every: int | None = Field(None, ge=1)
     validation_rows: int = Field(16, ge=1)
@@ -102,12 +109,29 @@ class Training(Strict):
     patience: int | None = Field(None, ge=1)
     dropout_by_place: bool = True
     log_every: int = Field(10, ge=1)
+    objective: dict[str, Any] = {}
+    then: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def one_length(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("state exactly one of epochs and steps")
+        if (self.batch is None) == (self.batch_tokens is None):
+            raise ValueError("state exactly one of batch (rows of a stream) and batch_tokens (samples)")
         return self
+
+    def first_phase(self) -> Training:
+        """This training without its second phase."""
+        return self.model_copy(update={"then": None})
+
+    def last_phase(self, place: str) -> Training:
+        """What the second phase does: `then` laid over the rest; `epochs` there replaces `steps` and the reverse."""
+        changes = dict(self.then or {})
+        plain = self.first_phase().model_dump(mode="json", exclude_unset=True)
+        for length in {"epochs", "steps"} & changes.keys():
+            plain |= {"epochs": None, "steps": None, length: changes[length]}
+        phase: Training = check(Training, merge(plain, changes), f"{place}.train.then")
+        return phase
 
 
 class CountingTraining(Strict):

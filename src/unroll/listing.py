@@ -17,9 +17,9 @@ from unroll.config import CountingTraining, Recipe, load_datasets, load_recipe, 
 from unroll.data.shards import load_manifest
 from unroll.errors import UserError
 from unroll.journal import is_being_written
-from unroll.training.context import WorkerContext
+from unroll.training.context import WorkerContext, row_slices
 from unroll.training.launch import load_profile, worker_count
-from unroll.training.loop import autocast, row_slices
+from unroll.training.loop import autocast
 from unroll.training.runs import Place, build
 
 GUESSED_EFFICIENCY = 0.5

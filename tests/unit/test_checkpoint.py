@@ -140,7 +140,7 @@ def test_weights_of_another_vocabulary_are_named(tmp_path: Path) -> None:
 
 def test_an_exported_model_says_what_built_it(tmp_path: Path) -> None:
     tied = nn.Embedding(3, 2)
-    checkpoint.save_model(tmp_path / "m", {"a": tied.weight, "b": tied.weight}, {"model": {"name": "x"}}, None)
+    checkpoint.save_model(tmp_path / "m", {"a": tied.weight, "b": tied.weight}, {"model": {"name": "x"}})
     assert json.loads((tmp_path / "m" / "model.json").read_text()) == {"model": {"name": "x"}}
     assert torch.equal(checkpoint.load_tensors(tmp_path / "m" / "weights.safetensors")["b"], tied.weight)
 

@@ -132,7 +132,7 @@ def test_closing_ends_the_thread_and_the_iteration(folder: Path) -> None:
     loader.close()
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def collate(samples: list[dict[str, Any]], keys: list[int]) -> dict[str, torch.Tensor]:
     return {"first": torch.tensor([int(sample["ids"][0]) for sample in samples], dtype=torch.int64)}
 
 

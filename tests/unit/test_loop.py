@@ -10,8 +10,8 @@ from project import ADAM, project
 from unroll.config import Training
 from unroll.journal import history
 from unroll.training import checkpoint
-from unroll.training.context import WorkerContext
-from unroll.training.loop import NonFiniteError, Preempted, Run, row_slices
+from unroll.training.context import WorkerContext, row_slices
+from unroll.training.loop import NonFiniteError, Preempted, Run
 from unroll.training.runs import build, train_one
 
 DROPOUT = {"name": "recurrent_lm", "width": 12, "embedding": 8, "layers": 2, "dropout": {"between": 0.3, "weight": 0.2}}
@@ -97,7 +97,7 @@ def test_a_non_finite_loss_stops_before_the_update_and_names_step_and_rows(tmp_p
     task, model = build(recipe, place)
     assert isinstance(recipe.train, Training)
     run = Run(task, model, recipe.train, 1, tmp_path / "run", WorkerContext())
-    batches = next(iter(task.loader(1, run.slices, None)))
+    batches = next(iter(task.loader(1, run.context, None)))
     run.step(batches)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     healthy = task.loss

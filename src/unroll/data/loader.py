@@ -33,8 +33,9 @@ BUFFER_TOKENS = 2**19
 class Batch:
     """The rows that one pass works on.
 
-    tensors: for streams `tokens` and `targets`, both int64 [B,T], targets -1 where nothing is to be predicted.
-    weight: number of predicted tokens or samples; 0 for a rank without rows.
+    tensors: for streams `tokens` and `targets`, both int64 [B,T], targets -1 where nothing is to be predicted;
+        for samples what the task's `collate` makes of them.
+    weight: number of targets (of samples, if there is no tensor `targets`); 0 for a rank without rows.
     first_row, total_rows: where the rows stand in the global batch.
     position: JSON; where to resume after this batch.
     description: names the rows in error messages.
@@ -202,15 +203,15 @@ class StreamLoader(_Prefetched):
         return self._buffer[:, first : first + count]
 
 
-Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
+Collate = Callable[[list[dict[str, Any]], list[int]], dict[str, Tensor]]
 
 
 class SampleLoader(_Prefetched):
     """Batches of samples, one item a global batch. `position`: {"window", "batch"} of the first item.
 
-    `collate` makes the tensors of a list of samples (also of none, when a rank has no rows); it runs in `workers`
-    threads, which help where it leaves Python (decoding images and sound), and in one thread for 0. The batches are
-    the same for any number of workers.
+    `collate(samples, keys)` makes the tensors of a list of samples (also of none, when a rank has no rows); a key names
+    a sample in an epoch and seeds whatever is random in it. It runs in `workers` threads, which help where it leaves
+    Python (decoding images and sound), and in one thread for 0. The batches are the same for any number of workers.
     """
 
     def __init__(
@@ -232,15 +233,16 @@ class SampleLoader(_Prefetched):
         self.workers = workers
         reader.keep = max(reader.keep, plan.window_shards + 1)
 
-    def _order(self) -> Iterator[tuple[np.ndarray, str, dict[str, int]]]:
-        """(rows of the global batch, its name, position after it) from the starting position on, for ever."""
+    def _order(self) -> Iterator[tuple[int, np.ndarray, str, dict[str, int]]]:
+        """(epoch, rows of the global batch, its name, position after it) from the starting position on, for ever."""
         window, batch = self.position["window"], self.position["batch"]
         while True:
             batches = self.plan.batches(window)
             for current in range(batch, len(batches)):
                 following = (window, current + 1) if current + 1 < len(batches) else (window + 1, 0)
                 name = f"window {window} batch {current} of split {self.reader.split}"
-                yield batches[current], name, {"window": following[0], "batch": following[1]}
+                position = {"window": following[0], "batch": following[1]}
+                yield self.plan.epoch(window), batches[current], name, position
             window, batch = window + 1, 0
 
     def _produce(self) -> Iterator[list[Batch]]:
@@ -255,16 +257,18 @@ class SampleLoader(_Prefetched):
                 if len(pending) > self.workers:
                     yield pending.popleft().result()
 
-    def _step(self, rows: np.ndarray, name: str, position: dict[str, int]) -> list[Batch]:
+    def _step(self, epoch: int, rows: np.ndarray, name: str, position: dict[str, int]) -> list[Batch]:
         batches = []
         for micro in range(self.accumulation):
             own = rank_rows(len(rows), self.rank, self.world, micro, self.accumulation)
             places = rows[own].tolist()
-            tensors = self.collate([self.reader.sample(shard, index) for shard, index in places])
+            keys = [(epoch << 48) + (shard << 24) + index for shard, index in places]
+            tensors = self.collate([self.reader.sample(shard, index) for shard, index in places], keys)
+            targets = tensors.get("targets")
             batches.append(
                 Batch(
                     tensors=tensors,
-                    weight=float(len(places)),
+                    weight=float(len(places) if targets is None else (targets != MASKED).sum()),
                     first_row=own.start,
                     total_rows=len(rows),
                     position=position,

@@ -86,7 +86,9 @@ class SamplePlan:
     sorted by length so that a batch is padded little, cut where rows x longest would pass `batch_tokens`, and the
     batches shuffled. Windows are numbered through all epochs; memory is the lengths of one window.
 
-    `lengths(shard)` gives the length of each sample of a shard: int64 [samples].
+    `lengths(shard)` gives the lengths of each sample of a shard, one for each sequence that it holds (target and
+    source, say): int64 [samples, sequences]. The first decides the order, the second orders samples of equal first
+    length, up and down in turn, so that neighbours are alike in both; the longest of all counts for the cut.
     """
 
     def __init__(
@@ -123,24 +125,37 @@ class SamplePlan:
         shards = self.shards(window)
         counts = [self.shard_counts[shard] for shard in shards]
         samples = np.stack([np.repeat(shards, counts), np.concatenate([np.arange(count) for count in counts])], axis=1)
-        lengths = np.concatenate([self.lengths(shard) for shard in shards])
+        lengths = np.concatenate([self.lengths(shard) for shard in shards])  # [samples, sequences]
         generator = np.random.default_rng([self.seed, self.epoch(window), window])
         order = generator.permutation(len(samples))
-        order = order[np.argsort(lengths[order], kind="stable")]
+        order = order[_by_length(lengths[order])]
         samples, lengths = samples[order], lengths[order]
-        if len(lengths) and lengths[-1] > self.batch_tokens:
-            shard, index = samples[-1].tolist()
+        longest = lengths.max(axis=1)
+        if len(longest) and longest.max() > self.batch_tokens:
+            shard, index = samples[longest.argmax()].tolist()
             raise UserError(
-                f"sample {index} of shard {shard} has {lengths[-1]} tokens, batch_tokens allows {self.batch_tokens}"
+                f"sample {index} of shard {shard} has {longest.max()} tokens, batch_tokens allows {self.batch_tokens}"
             )
-        batches = np.split(samples, self._cuts(lengths))
+        batches = np.split(samples, self._cuts(longest))
         return [batches[i] for i in generator.permutation(len(batches))] if len(samples) else []
 
     def _cuts(self, lengths: np.ndarray) -> list[int]:
-        """Where to cut samples sorted by length so that rows x longest stays within `batch_tokens`."""
-        cuts, start = [], 0
+        """Where to cut samples in order so that rows x longest stays within `batch_tokens`."""
+        cuts, start, longest = [], 0, 0
         for i, length in enumerate(lengths.tolist()):
-            if (i - start + 1) * length > self.batch_tokens:
+            longest = max(longest, length)
+            if (i - start + 1) * longest > self.batch_tokens:
                 cuts.append(i)
-                start = i
+                start, longest = i, length
         return cuts
+
+
+def _by_length(lengths: np.ndarray) -> np.ndarray:
+    """The order of samples by the first length, those of equal first length by the second, rising and falling in turn.
+
+    lengths: [samples, sequences]. Equal ones stay in the order they are in.
+    """
+    first = lengths[:, 0]
+    if lengths.shape[1] == 1:
+        return np.argsort(first, kind="stable")
+    return np.lexsort((np.where(first % 2, lengths[:, 1], -lengths[:, 1]), first))

@@ -9,7 +9,7 @@ bytes: times, owners and modes of the tar members are fixed. Two kinds of data s
 - `samples`: many short samples to a record, because a tar member costs 1 kB of header and padding.
   `<9-digit record>.jsonl` has one line a sample, `{"json": {...}, "tokens": {field: [start, count]}}`, and
   `<9-digit record>.tokens` the ids those lines point into. `<split>-00000.lengths` beside the tar is one raw
-  little-endian uint32 a sample: all that the plan needs.
+  little-endian uint32 for each sequence of a sample: all that the plan needs.
 
 A tar reader stops without a word at a block of zeros, so nothing here trusts the archive's end: counts, sizes and
 SHA-256 stand in the manifest.
@@ -214,13 +214,13 @@ class SampleReader:
         self._lock = threading.Lock()
 
     def lengths(self, shard: int) -> np.ndarray:
-        """Length of each sample of a shard, for the plan: int64 [samples]."""
+        """Lengths of each sample of a shard, for the plan: int64 [samples, sequences]."""
         entry = self.shards[shard]
         path = self.folder / lengths_name(entry["file"])
         data = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(data).hexdigest() != entry["lengths_sha256"]:
             raise UserError(f"{path}: missing or damaged; prepare the data set again")
-        return np.frombuffer(data, "<u4").astype(np.int64)
+        return np.frombuffer(data, "<u4").astype(np.int64).reshape(entry["samples"], -1)
 
     def sample(self, shard: int, index: int) -> dict[str, Any]:
         """One sample as it was written: token fields as int64 [T]."""

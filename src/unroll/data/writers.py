@@ -192,16 +192,19 @@ class SampleWriter:
         self._lines: list[str] = []
         self._ids: list[np.ndarray] = []
         self._start = 0
-        self._lengths: list[int] = []
+        self._lengths: list[tuple[int, ...]] = []
 
     def __enter__(self) -> Self:
         return self
 
-    def write(self, sample: Mapping[str, Any], length: int) -> None:
+    def write(self, sample: Mapping[str, Any], *lengths: int) -> None:
         """Append a sample: integer arrays [T] are stored as token ids, everything else as JSON.
 
-        `length` is what the plan sorts and cuts batches by, in tokens.
+        `lengths`, one for each sequence in it, the most important first, is what the plan sorts and cuts batches by,
+        in tokens. Every sample gives as many.
         """
+        if not lengths or (self._lengths and len(lengths) != len(self._lengths[-1])):
+            raise ValueError(f"{len(lengths)} lengths, every sample of a split has the same number of them")
         places: dict[str, list[int]] = {}
         rest: dict[str, Any] = {}
         for field, value in sample.items():
@@ -214,7 +217,7 @@ class SampleWriter:
             self._start += len(value)
             self._ids.append(value.astype(self.type))
         self._lines.append(json.dumps({"json": rest, "tokens": places}, separators=(",", ":")))
-        self._lengths.append(length)
+        self._lengths.append(lengths)
         if len(self._lines) == self.record_samples:
             self._flush()
 
@@ -234,7 +237,7 @@ class SampleWriter:
         self.tokens += self._start
         self._lines, self._ids, self._start = [], [], 0
 
-    def _write_lengths(self, shard: int, lengths: Sequence[int]) -> None:
+    def _write_lengths(self, shard: int, lengths: Sequence[tuple[int, ...]]) -> None:
         entry = self._shards.shards[shard]
         data = np.asarray(lengths, "<u4").tobytes()
         (self.folder / lengths_name(entry["file"])).write_bytes(data)

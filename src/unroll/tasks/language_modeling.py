@@ -27,7 +27,7 @@ from unroll.decoding.sampling import sample
 from unroll.errors import UserError
 from unroll.progress import progress
 from unroll.tasks.base import Loss, State, detach
-from unroll.training.context import WorkerContext
+from unroll.training.context import WorkerContext, row_slices
 
 
 class Samples(Strict):
@@ -69,6 +69,8 @@ class Task:
     def plan(self, seed: int) -> StreamPlan:
         """Which tokens form step n of epoch e."""
         train = self.training
+        if train.batch is None:
+            raise UserError(f"recipes.{self.recipe.name}.train.batch: missing; a stream is read in rows")
         stream = TokenStream(self.folder, "train")
         if stream.tokens <= train.batch:
             raise UserError(f"{self.folder}: {stream.tokens} training tokens are too few for {train.batch} rows")
@@ -83,9 +85,9 @@ class Task:
         plan = self.plan(seed)
         return sum(plan.steps(epoch) for epoch in range(train.epochs))
 
-    def loader(self, seed: int, slices: list[slice], position: dict[str, int] | None) -> StreamLoader:
-        """The batches of this worker from `position` on, for ever: one list a step, one batch for each of `slices`."""
-        start = position or {"epoch": 0, "step": 0}
+    def loader(self, seed: int, context: WorkerContext, position: dict[str, int] | None) -> StreamLoader:
+        """The batches of this worker from `position` on, for ever: one list a step, one batch for each pass."""
+        start, slices = position or {"epoch": 0, "step": 0}, row_slices(self.training, context)
         return StreamLoader(TokenStream(self.folder, "train"), self.plan(seed), slices, start)
 
     def loss(self, model: nn.Module, batch: Batch, carry: State | None) -> Loss:

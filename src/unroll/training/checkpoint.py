@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,14 +127,14 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def save_model(
-    folder: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any], tokenizer: Path | None
+    folder: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any], tokenizers: Sequence[Path] = ()
 ) -> None:
-    """Export a model: weights, `model.json` (what built it), and its tokenizer, so that it can be used alone."""
+    """Export a model: weights, `model.json` (what built it), and its tokenizers, so that it can be used alone."""
     with new_folder(folder) as partial:
         save_tensors(weights, partial / "weights.safetensors")
         (partial / "model.json").write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
-        if tokenizer is not None:
-            shutil.copyfile(tokenizer, partial / "tokenizer.json")
+        for path in tokenizers:
+            shutil.copyfile(path, partial / path.name)
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ torchrun). The loop sees no difference.
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from unroll.config import Training
+from unroll.data.plan import rank_rows
+from unroll.errors import UserError
 
 
 @dataclass
@@ -94,3 +99,22 @@ class WorkerContext:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+def row_slices(train: Training, context: WorkerContext) -> list[slice]:
+    """The rows of a global batch of a stream that this worker handles, one slice for each pass it accumulates.
+
+    Raises:
+        UserError: fewer rows than workers.
+    """
+    assert train.batch is not None
+    if train.batch < context.size:
+        raise UserError(
+            f"train.batch: {train.batch} rows cannot be shared by {context.size} workers; use fewer workers"
+        )
+    rows_per_worker = math.ceil(train.batch / context.size)
+    accumulation = math.ceil(rows_per_worker / (train.rows_per_pass or rows_per_worker))
+    slices = [
+        rank_rows(train.batch, context.rank, context.size, number, accumulation) for number in range(accumulation)
+    ]
+    return [part for part in slices if part.stop > part.start]

@@ -20,14 +20,13 @@ from torch import nn
 
 from unroll.config import Training
 from unroll.data.loader import Batch
-from unroll.data.plan import rank_rows
 from unroll.errors import UserError
 from unroll.journal import Journal, system_metrics
 from unroll.layers.dropout import dropout_place
 from unroll.progress import progress
 from unroll.tasks.base import Loss, State
 from unroll.training import checkpoint
-from unroll.training.context import WorkerContext
+from unroll.training.context import WorkerContext, row_slices
 from unroll.training.optimizers import OptimizerPolicy
 
 
@@ -35,7 +34,7 @@ class TrainableTask(Protocol):
     """What the loop asks of a task."""
 
     def total_steps(self, seed: int) -> int: ...
-    def loader(self, seed: int, slices: list[slice], position: dict[str, int] | None) -> Any: ...
+    def loader(self, seed: int, context: WorkerContext, position: dict[str, int] | None) -> Any: ...
     def loss(self, model: nn.Module, batch: Batch, carry: State | None) -> Loss: ...
     def validate(self, model: nn.Module, context: WorkerContext) -> float: ...
 
@@ -81,11 +80,10 @@ class Run:
     ) -> None:
         self.task, self.train, self.seed, self.folder, self.context = task, train, seed, folder, context
         self.model = model.to(context.device)
-        self.slices = row_slices(train, context)
         self.total_steps = task.total_steps(seed)
         self.policy = OptimizerPolicy(train.optimizer, self.model, self.total_steps)
         self.progress = Progress()
-        self.carries: list[State | None] = [None] * len(self.slices)
+        self.carries: list[State | None] = []
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=train.precision == "fp16")
         self.journal: Journal | None = None
         self.waited = 0.0
@@ -130,12 +128,14 @@ class Run:
         """One update from this worker's slices of the global batch."""
         self.model.train()
         torch.manual_seed(step_seed(self.seed, self.progress.step, self.context.rank))
-        if batches[0].starts_epoch:
-            self.carries = [None] * len(self.slices)
+        if batches[0].starts_epoch or len(self.carries) != len(batches):
+            self.carries = [None] * len(batches)
         weight, stop = self.context.sum([sum(b.weight for b in batches), float(self.context.wants_stop())])
         self.policy.optimizer.zero_grad(set_to_none=True)
         loss_sum = 0.0
         for number, batch in enumerate(batches):
+            if not batch.weight:
+                continue
             loss = self.backward(batch.to(self.context.device), self.carries[number], weight)
             self.carries[number] = loss.carry
             loss_sum += float(loss.total)
@@ -193,9 +193,7 @@ class Run:
                 self.progress.best, self.progress.best_step = score, self.progress.step
                 self.progress.validations_without_gain = 0
                 if self.context.is_first and self.train.select == "best":
-                    checkpoint.save_model(
-                        self.folder / "best", self.model.state_dict(), {"step": self.progress.step}, None
-                    )
+                    checkpoint.save_model(self.folder / "best", self.model.state_dict(), {"step": self.progress.step})
             else:
                 self.progress.validations_without_gain += 1
         self.policy.validated(score)
@@ -218,7 +216,7 @@ class Run:
 
     def _activation_norms(self) -> dict[str, float]:
         """Root mean square of the carried state, tensor by tensor: the activations that reach the next window."""
-        carry = self.carries[0] or {}
+        carry = (self.carries and self.carries[0]) or {}
         floating = {name: value for name, value in carry.items() if value.is_floating_point() and value.numel()}
         return {f"rms_{name}": float(value.float().pow(2).mean().sqrt()) for name, value in floating.items()}
 
@@ -252,15 +250,16 @@ class Run:
         self.progress = Progress(**state)
         if found.carry:
             device = self.context.device
-            self.carries = [{name: rows[part].to(device) for name, rows in found.carry.items()} for part in self.slices]
+            slices = row_slices(self.train, self.context)
+            self.carries = [{name: rows[part].to(device) for name, rows in found.carry.items()} for part in slices]
         if self.context.is_first:
             print(f"resumed at step {self.progress.step} of {self.total_steps}", flush=True)
 
     def _gather_carry(self) -> State:
         """The carried state of the whole global batch, in row order, whatever the number of workers."""
-        if self.carries[0] is None:
-            return {}
         present = [carry for carry in self.carries if carry is not None]
+        if not present:
+            return {}
         counts = [sum(s.stop - s.start for s in row_slices(self.train, WorkerContext(rank, self.context.size)))
                   for rank in range(self.context.size)]  # fmt: skip
         return {name: self.context.gather_rows(torch.cat([c[name] for c in present]), counts) for name in present[0]}
@@ -274,7 +273,7 @@ class Run:
             yield
 
     def _loader(self) -> Any:
-        return self.task.loader(self.seed, self.slices, self.progress.position)
+        return self.task.loader(self.seed, self.context, self.progress.position)
 
     def _bar(self) -> Any:
         if not self.context.is_first:
@@ -287,24 +286,6 @@ class _Silent:
 
     def advance(self, count: int, **values: float) -> None:
         return
-
-
-def row_slices(train: Training, context: WorkerContext) -> list[slice]:
-    """The rows of the global batch that this worker handles, one slice for each pass it accumulates.
-
-    Raises:
-        UserError: fewer rows than workers.
-    """
-    if train.batch < context.size:
-        raise UserError(
-            f"train.batch: {train.batch} rows cannot be shared by {context.size} workers; use fewer workers"
-        )
-    rows_per_worker = math.ceil(train.batch / context.size)
-    accumulation = math.ceil(rows_per_worker / (train.rows_per_pass or rows_per_worker))
-    slices = [
-        rank_rows(train.batch, context.rank, context.size, number, accumulation) for number in range(accumulation)
-    ]
-    return [part for part in slices if part.stop > part.start]
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

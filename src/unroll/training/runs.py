@@ -44,17 +44,21 @@ class Place:
     def predictions(self, recipe: Recipe, seed: int) -> Path:
         return self.root / "predictions" / recipe.name / f"seed-{seed}"
 
+    def identity(self, recipe: Recipe) -> str:
+        """Hash of all that training reads, recipe, data and code: what trains the same weights has the same one."""
+        return recipe.hash(load_manifest(self.data(recipe.dataset))["hash"], code_hash(recipe))
+
     def run(self, recipe: Recipe, seed: int) -> Path:
-        """The folder of a run: its name holds a hash of recipe, data and code, so a changed one starts anew."""
-        identity = recipe.hash(load_manifest(self.data(recipe.dataset))["hash"], code_hash(recipe))
-        return self.root / "runs" / f"{recipe.name}-{identity}" / f"seed-{seed}"
+        """The folder of a run: its name holds the identity, so a changed recipe starts anew."""
+        return self.root / "runs" / f"{recipe.name}-{self.identity(recipe)}" / f"seed-{seed}"
 
 
 def code_hash(recipe: Recipe) -> str:
     """Hash of the source files that decide what training computes; `launch.py` decides only where."""
     package = Path(__file__).parents[1]
     files = [package / "models" / f"{recipe.model['name']}.py", package / "tasks" / f"{recipe.task}.py"]
-    for folder in ("layers", "data", "training"):
+    files.append(package / "tasks" / "base.py")
+    for folder in ("layers", "losses", "data", "decoding", "training"):
         files += sorted(path for path in (package / folder).glob("*.py") if path.name != "launch.py")
     return hash_json([[path.name, sha256(path)] for path in files])
 
@@ -87,21 +91,63 @@ def train_one(recipe: Recipe, seed: int, place: Place, context: WorkerContext) -
     cost = (
         _count(task, model)
         if isinstance(recipe.train, CountingTraining)
-        else _learn(task, model, recipe, seed, folder, context)
+        else _learn_in_phases(task, model, recipe, seed, place, context)
     )
     cost |= describe_cost(model, context)
     if context.is_first:
-        _export(recipe, seed, place, model)
+        _export(task, recipe, seed, place, model)
         finish_folder(recipe, seed, folder, place, cost)
     return cost
 
 
-def _learn(
-    task: Any, model: torch.nn.Module, recipe: Recipe, seed: int, folder: Path, context: WorkerContext
+def _learn_in_phases(
+    task: Any, model: torch.nn.Module, recipe: Recipe, seed: int, place: Place, context: WorkerContext
 ) -> dict[str, Any]:
-    """Train by gradients; leaves the weights to export in the model: the best ones, or the last (averaged if asked)."""
-    train = recipe.train
+    """Train by gradients, in one phase or in two; leaves the weights to export in the model.
+
+    The first of two phases is a run of its own. If a recipe that is this first phase was trained here with this seed,
+    its weights are taken: they are the ones that training it once more would give.
+    """
+    train, folder = recipe.train, place.run(recipe, seed)
     assert isinstance(train, Training)
+    if train.then is None:
+        return _learn(task, model, train, seed, folder, context)
+    first = recipe.model_copy(update={"train": train.first_phase()})
+    weights, cost = _first_phase(first, seed, place, context)
+    checkpoint.load_weights(model, checkpoint.load_tensors(weights), weights)
+    last = recipe.model_copy(update={"train": train.last_phase(f"recipes.{recipe.name}")})
+    torch.manual_seed(seed)
+    task, _ = build(last, place)
+    last_cost = _learn(task, model, last.train, seed, folder, context)
+    return {**last_cost, "minutes": cost["minutes"] + last_cost["minutes"], "minutes_first_phase": cost["minutes"]}
+
+
+def _first_phase(recipe: Recipe, seed: int, place: Place, context: WorkerContext) -> tuple[Path, dict[str, Any]]:
+    """Weights and cost of a first phase: of an exported model that is the same run, else trained now."""
+    identity, folder = place.identity(recipe), place.run(recipe, seed)
+    for path in sorted((place.root / "models").glob(f"*/seed-{seed}/model.json")):
+        if checkpoint.read_description(path.parent).get("identity") == identity:
+            cost = place.root / "histories" / path.parts[-3] / f"seed-{seed}" / "cost.json"
+            if cost.exists():
+                return path.parent / "weights.safetensors", json.loads(cost.read_text())
+    weights = folder / "final" / "weights.safetensors"
+    if not weights.exists():
+        if context.is_first:
+            start_folder(recipe, seed, folder, place)
+        context.barrier()
+        torch.manual_seed(seed)
+        task, model = build(recipe, place)
+        cost_here = _learn(task, model, recipe.train, seed, folder, context)
+        if context.is_first:
+            checkpoint.save_model(weights.parent, model.state_dict(), {"cost": cost_here})
+        context.barrier()
+    return weights, checkpoint.read_description(weights.parent)["cost"]
+
+
+def _learn(
+    task: Any, model: torch.nn.Module, train: Any, seed: int, folder: Path, context: WorkerContext
+) -> dict[str, Any]:
+    """Train one phase; leaves the best weights in the model, or the last (averaged if asked)."""
     run = Run(task, model, train, seed, folder, context)
     done = run.run()
     if train.select == "best":
@@ -125,22 +171,21 @@ def _count(task: Any, model: torch.nn.Module) -> dict[str, Any]:
     return {"minutes": seconds / 60, "tokens_per_second": tokens / seconds}
 
 
-def _export(recipe: Recipe, seed: int, place: Place, model: torch.nn.Module) -> None:
+def _export(task: Any, recipe: Recipe, seed: int, place: Place, model: torch.nn.Module) -> None:
     data = place.data(recipe.dataset)
     manifest = load_manifest(data)
     description = {
+        "identity": place.identity(recipe),
         "recipe": recipe.name,
         "task": recipe.task,
         "dataset": recipe.dataset,
         "model": recipe.model,
         "seed": seed,
-        "vocabulary": manifest["vocabulary"],
+        "vocabulary": task.vocabulary,
         "data_hash": manifest["hash"],
     }
-    tokenizer = data / "tokenizer.json"
-    checkpoint.save_model(
-        place.model(recipe, seed), model.state_dict(), description, tokenizer if tokenizer.exists() else None
-    )
+    tokenizers = [data / manifest[key] for key in ("tokenizer", "source_tokenizer") if manifest.get(key)]
+    checkpoint.save_model(place.model(recipe, seed), model.state_dict(), description, tokenizers)
 
 
 def describe_cost(model: torch.nn.Module, context: WorkerContext) -> dict[str, Any]:

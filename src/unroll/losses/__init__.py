@@ -1,0 +1,1 @@
+"""What training minimises beside the plain log-loss: losses that several tasks share."""
