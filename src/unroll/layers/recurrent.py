@@ -37,6 +37,11 @@ from unroll.layers import recurrent_kernels as kernels
 
 State = dict[str, Tensor]
 
+HOLD = 1e4
+"""Drives a gate to exactly 0 or 1, whatever else is added to it."""
+_HOLD_COLUMNS = 8
+"""The one column that marks padding, filled up to a width that the matrix kernels like."""
+
 
 class RecurrentLayer(nn.Module):
     """What the three layers share: parameters, state, the choice between loop and fast path, the loop itself.
@@ -72,22 +77,51 @@ class RecurrentLayer(nn.Module):
             for name in self.state_names
         }
 
-    def forward(self, inputs: Tensor, state: State, weight_hidden: Tensor | None = None) -> tuple[Tensor, State]:
+    def forward(
+        self, inputs: Tensor, state: State, weight_hidden: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """Run over [B,T,D] from `state`; returns the hidden states [B,T,H] and the state after the last step.
 
-        `weight_hidden` [G*H,H] stands in for the parameter of that name (weight drop). Raises ValueError when a shape
-        is wrong.
+        `weight_hidden` [G*H,H] stands in for the parameter of that name (weight drop). Steps where `mask` [B,T] is
+        false (padding, before or after the sequence) leave the state as it is, exactly; their outputs mean nothing.
+        Raises ValueError when a shape is wrong.
         """
         weight_hidden = self.weight_hidden if weight_hidden is None else weight_hidden
         self._check(inputs, state, weight_hidden)
-        if self.method == "loop" or kernels.loop_is_faster(inputs):
-            return self.loop(inputs, state, weight_hidden)
-        return self.fast(inputs, state, weight_hidden)
+        if mask is not None and not bool(mask.all()):
+            return self._run_masked(inputs, state, weight_hidden, mask)
+        return self._run(inputs, state, self.weight_input, weight_hidden)
 
-    def loop(self, inputs: Tensor, state: State, weight_hidden: Tensor) -> tuple[Tensor, State]:
+    def _run(self, inputs: Tensor, state: State, weight_input: Tensor, weight_hidden: Tensor) -> tuple[Tensor, State]:
+        if self.method == "loop" or kernels.loop_is_faster(inputs):
+            return self.loop(inputs, state, weight_input, weight_hidden)
+        return self.fast(inputs, state, weight_input, weight_hidden)
+
+    def _run_masked(self, inputs: Tensor, state: State, weight_hidden: Tensor, mask: Tensor) -> tuple[Tensor, State]:
+        """Masked steps carry one more input, 1, whose weights shut the gates: no kernel needs to know of masks.
+
+        A gate driven by +-HOLD is exactly 0 or 1. The hidden vector of an LSTM still changes with the output gate, so
+        the last real one is taken from the outputs.
+        """
+        hold = torch.zeros(len(weight_hidden), _HOLD_COLUMNS, dtype=inputs.dtype, device=inputs.device)  # [G*H,8]
+        hold[:, 0] = self.hold_column().to(inputs)
+        marks = F.pad((~mask).to(inputs.dtype)[..., None], (0, _HOLD_COLUMNS - 1))  # [B,T,8]
+        weight_input = torch.cat([self.weight_input, hold.to(self.weight_input.dtype)], 1)  # [G*H,D+8]
+        outputs, after = self._run(torch.cat([inputs, marks], -1), state, weight_input, weight_hidden)
+        steps = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+        last = (mask * steps).amax(1)  # [B] number of the last real step, 0 if there is none
+        index = (last - 1).clamp_min(0)[:, None, None].expand(-1, 1, self.width)
+        hidden = outputs.gather(1, index).squeeze(1).to(state["hidden"].dtype)  # [B,H]
+        return outputs, {**after, "hidden": torch.where(last[:, None] > 0, hidden, state["hidden"])}
+
+    def hold_column(self) -> Tensor:
+        """What to add to the gates [G*H] so that a step leaves the memory as it is."""
+        raise UserError(f"{type(self).__name__}: has no gate that could hold its state over padding; use lstm or gru")
+
+    def loop(self, inputs: Tensor, state: State, weight_input: Tensor, weight_hidden: Tensor) -> tuple[Tensor, State]:
         """The reference: one `step` after the other."""
         outputs = []
-        for projected in F.linear(inputs, self.weight_input, self.bias).unbind(1):  # [B,G*H] each
+        for projected in F.linear(inputs, weight_input, self.bias).unbind(1):  # [B,G*H] each
             state = self.step(projected, state, weight_hidden)
             outputs.append(state["hidden"])
         return torch.stack(outputs, 1), state  # [B,T,H]
@@ -96,7 +130,7 @@ class RecurrentLayer(nn.Module):
         """The equations: from W x_t + b [B,G*H] and the state before to the state after."""
         raise NotImplementedError
 
-    def fast(self, inputs: Tensor, state: State, weight_hidden: Tensor) -> tuple[Tensor, State]:
+    def fast(self, inputs: Tensor, state: State, weight_input: Tensor, weight_hidden: Tensor) -> tuple[Tensor, State]:
         """The same as `loop`, in the fastest way known for this device and type."""
         raise NotImplementedError
 
@@ -123,8 +157,8 @@ class RNN(RecurrentLayer):
         hidden = torch.tanh(projected + F.linear(state["hidden"], weight_hidden))  # [B,H]
         return {"hidden": hidden.to(weight_hidden.dtype)}
 
-    def fast(self, inputs: Tensor, state: State, weight_hidden: Tensor) -> tuple[Tensor, State]:
-        outputs, hidden = kernels.rnn(inputs, state["hidden"], self.weight_input, weight_hidden, self.bias)
+    def fast(self, inputs: Tensor, state: State, weight_input: Tensor, weight_hidden: Tensor) -> tuple[Tensor, State]:
+        outputs, hidden = kernels.rnn(inputs, state["hidden"], weight_input, weight_hidden, self.bias)
         return outputs, {"hidden": hidden}
 
 
@@ -146,15 +180,20 @@ class LSTM(RecurrentLayer):
         if self.bias is not None and self.forget_bias is not None:
             nn.init.constant_(self.bias[self.width : 2 * self.width], self.forget_bias)
 
+    def hold_column(self) -> Tensor:
+        hold = torch.zeros(4, self.width)
+        hold[0], hold[1] = -HOLD, HOLD  # input gate 0, forget gate 1
+        return hold.flatten()
+
     def step(self, projected: Tensor, state: State, weight_hidden: Tensor) -> State:
         gates = projected + F.linear(state["hidden"], weight_hidden)  # [B,4H]
         i, f, candidate, o = gates.chunk(4, -1)  # [B,H] each
         memory = f.sigmoid() * state["memory"] + i.sigmoid() * candidate.tanh()  # [B,H]
         return {"hidden": o.sigmoid() * memory.tanh(), "memory": memory}
 
-    def fast(self, inputs: Tensor, state: State, weight_hidden: Tensor) -> tuple[Tensor, State]:
+    def fast(self, inputs: Tensor, state: State, weight_input: Tensor, weight_hidden: Tensor) -> tuple[Tensor, State]:
         outputs, hidden, memory = kernels.lstm(
-            inputs, state["hidden"], state["memory"], self.weight_input, weight_hidden, self.bias
+            inputs, state["hidden"], state["memory"], weight_input, weight_hidden, self.bias
         )
         return outputs, {"hidden": hidden, "memory": memory}
 
@@ -179,6 +218,11 @@ class GRU(RecurrentLayer):
         if reset == "after" and self.bias is not None:
             self.bias_hidden = nn.Parameter(torch.empty(width).uniform_(-(width**-0.5), width**-0.5))  # [H]
 
+    def hold_column(self) -> Tensor:
+        hold = torch.zeros(3, self.width)
+        hold[1] = HOLD if self.reset == "after" else -HOLD  # the update gate that keeps the hidden vector
+        return hold.flatten()
+
     def step(self, projected: Tensor, state: State, weight_hidden: Tensor) -> State:
         hidden, width = state["hidden"], self.width
         if self.reset == "after":
@@ -195,12 +239,10 @@ class GRU(RecurrentLayer):
             mixed = (1 - z) * hidden + z * candidate
         return {"hidden": mixed.to(weight_hidden.dtype)}
 
-    def fast(self, inputs: Tensor, state: State, weight_hidden: Tensor) -> tuple[Tensor, State]:
+    def fast(self, inputs: Tensor, state: State, weight_input: Tensor, weight_hidden: Tensor) -> tuple[Tensor, State]:
         if self.reset == "before":
-            return self.loop(inputs, state, weight_hidden)
-        outputs, hidden = kernels.gru(
-            inputs, state["hidden"], self.weight_input, weight_hidden, self.bias, self.bias_hidden
-        )
+            return self.loop(inputs, state, weight_input, weight_hidden)
+        outputs, hidden = kernels.gru(inputs, state["hidden"], weight_input, weight_hidden, self.bias, self.bias_hidden)
         return outputs, {"hidden": hidden}
 
 

@@ -64,9 +64,13 @@ class Softmax(nn.Module):
         """-log p of `targets` [N] given `hidden` [N,D]: [N] float32, 0 where the target is -1."""
         return token_losses(hidden, self.weight, self.bias, targets)
 
-    def total_log_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """The sum of `log_loss`, a float32 scalar; its backward pass may run once."""
-        return total_loss(hidden, self.weight, self.bias, targets)
+    def total_log_loss(self, hidden: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+        """The sum of `log_loss`, a float32 scalar; its backward pass may run once.
+
+        `smoothing` e (Szegedy et al. 2016, arXiv:1512.00567) moves that share of each target's mass evenly to all V
+        words: (1 - e) (-log p(target)) + e mean_v (-log p(v)).
+        """
+        return total_loss(hidden, self.weight, self.bias, targets, smoothing)
 
     def extra_repr(self) -> str:
         return f"{self.width}, {self.vocabulary}, bias={self.bias is not None}"
@@ -153,11 +157,13 @@ def token_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: T
     return torch.cat([chunk_losses(h, t) for h, t in chunks])
 
 
-def total_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def total_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float = 0.0
+) -> Tensor:
     """The sum of `token_losses`, with its gradients computed on the way if gradients are enabled."""
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() and not smoothing:
         return token_losses(hidden, weight, bias, targets).sum()
-    total: Tensor = _TotalLoss.apply(hidden, weight, bias, targets)
+    total: Tensor = _TotalLoss.apply(hidden, weight, bias, targets, smoothing)
     return total
 
 
@@ -172,10 +178,12 @@ class _TotalLoss(torch.autograd.Function):
     """Sum of the log-losses; the gradients of hidden [N,D], weight [V,D] and bias [V] come out of the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float
+    ) -> Tensor:
         kind = _product_type(weight)
         with torch.autocast(hidden.device.type, enabled=False):
-            total, *ctx.gradients = _loss_and_gradients(hidden, weight, bias, targets, kind)
+            total, *ctx.gradients = _loss_and_gradients(hidden, weight, bias, targets, smoothing, kind)
         return total
 
     @staticmethod
@@ -183,7 +191,7 @@ class _TotalLoss(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("total_log_loss: its gradients were already used; the backward pass may run once")
         gradients, ctx.gradients = ctx.gradients, None
-        return *(None if gradient is None else gradient.mul_(scale) for gradient in gradients), None
+        return *(None if gradient is None else gradient.mul_(scale) for gradient in gradients), None, None
 
 
 def _product_type(weight: Tensor) -> torch.dtype:
@@ -196,7 +204,7 @@ def _product_type(weight: Tensor) -> torch.dtype:
 
 
 def _loss_and_gradients(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, kind: torch.dtype
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float, kind: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Total loss [] and its gradients with respect to hidden, weight and bias, each in its own type."""
     width = weight.shape[1]
@@ -213,7 +221,7 @@ def _loss_and_gradients(
     for start in range(0, max(1, len(hidden)), rows):
         chunk = slice(start, start + rows)
         logits = inputs[chunk] @ matrix.T  # [n,V]
-        total += (_logits_to_gradients(logits, targets[chunk]) * predicted[chunk, 0]).sum()
+        total += (_logits_to_gradients(logits, targets[chunk], smoothing) * predicted[chunk, 0]).sum()
         hidden_gradient[chunk] = (logits @ matrix)[:, :width] * predicted[chunk]
         product = logits.T @ inputs[chunk]  # [V,D']
         _accumulate(weight_gradient, product[:, :width], start == 0)
@@ -239,8 +247,8 @@ def _accumulate(total: Tensor, part: Tensor, first: bool) -> None:
         total.add_(part)
 
 
-def _logits_to_gradients(logits: Tensor, targets: Tensor) -> Tensor:
-    """Losses [n] of `logits` [n,V]; the logits are overwritten with their gradient, softmax - one-hot."""
+def _logits_to_gradients(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Losses [n] of `logits` [n,V]; the logits are overwritten with their gradient, softmax - (smoothed) one-hot."""
     losses = []
     rows = max(1, BLOCK // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
     for block, words in zip(logits.split(rows), targets[:, None].split(rows), strict=True):
@@ -249,6 +257,12 @@ def _logits_to_gradients(logits: Tensor, targets: Tensor) -> Tensor:
         loss = -right.log()
         if not right.all():  # the probability fell below float32's range, its logarithm need not
             loss = -block.to(_wide(block)).log_softmax(-1).gather(1, words)
+        if smoothing:
+            wide = block.to(_wide(block))
+            evenly = loss + wide.gather(1, words) - wide.mean(-1, keepdim=True)  # mean of -log p over the words
+            loss = (1 - smoothing) * loss + smoothing * evenly
+            probabilities.sub_(smoothing / block.shape[1])
+            right = probabilities.gather(1, words) + smoothing
         losses.append(loss.squeeze(1))
         block.copy_(probabilities.scatter_(1, words, right - 1))
     return torch.cat(losses)
