@@ -107,6 +107,10 @@ class Tokenizer(ABC):
                 yield self.encode(piece, place, offset)
                 offset += len(piece)
 
+    def encode_all(self, texts: Sequence[str], places: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of many separate texts, each int64 [T]; `places` name them in errors."""
+        return [self.encode(text, place) for text, place in zip(texts, places, strict=True)]
+
     def save(self, path: Path) -> None:
         """Write the tokenizer as JSON."""
         content = {"format": FORMAT, "kind": self.name, **self.content()}
@@ -293,21 +297,25 @@ def _drop(counts: Counter[str], dropped: Counter[str], words: list[str]) -> None
 
 
 class BpeTokenizer(Tokenizer):
-    """Byte-pair encoding (Sennrich et al. 2016) in GPT-2's form: over bytes, so nothing is unknown, within words."""
+    """Byte-pair encoding (Sennrich et al. 2016) in GPT-2's form: over bytes, so nothing is unknown, within words.
+
+    `leading_blank`, for separate sentences: each text is encoded as if a blank stood before it, and decoding takes it
+    away again. Words carry the blank before them, so the first word of a sentence is the same token as inside one.
+    """
 
     name = "bpe"
 
-    def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> None:
+    def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]], leading_blank: bool = False) -> None:
         from tokenizers import Tokenizer as Library
         from tokenizers import decoders, models, pre_tokenizers
 
-        self.vocabulary, self.merges = vocabulary, merges
+        self.vocabulary, self.merges, self.leading_blank = vocabulary, merges, leading_blank
         self._library = Library(models.BPE(vocab=vocabulary, merges=merges))
         self._library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         self._library.decoder = decoders.ByteLevel()
 
     @classmethod
-    def learn(cls, texts: Texts, options: TokenizerOptions) -> BpeTokenizer:
+    def learn(cls, texts: Texts, options: TokenizerOptions, leading_blank: bool = False) -> BpeTokenizer:
         """From the training texts; the library keeps the counts of different words only."""
         from tokenizers import Tokenizer as Library
         from tokenizers import models, pre_tokenizers, trainers
@@ -318,9 +326,11 @@ class BpeTokenizer(Tokenizer):
         trainer = trainers.BpeTrainer(
             vocab_size=options.vocabulary_size, initial_alphabet=alphabet, show_progress=False
         )
+        if leading_blank:
+            texts = ((place, itertools.chain([" "], pieces)) for place, pieces in texts)
         library.train_from_iterator(_small(piece for _, piece in _words_of(texts)), trainer)
         model = json.loads(library.to_str())["model"]
-        return cls(model["vocab"], [(left, right) for left, right in model["merges"]])
+        return cls(model["vocab"], [(left, right) for left, right in model["merges"]], leading_blank)
 
     @property
     def vocabulary_size(self) -> int:
@@ -337,14 +347,24 @@ class BpeTokenizer(Tokenizer):
         return lengths
 
     def encode(self, text: str, place: str = "text", offset: int = 0) -> np.ndarray:
-        parts = self._library.encode_batch_fast(list(_small([text])), add_special_tokens=False)
+        parts = self._library.encode_batch_fast(list(_small([self.marked(text)])), add_special_tokens=False)
         return np.array([number for part in parts for number in part.ids], np.int64)
 
+    def encode_all(self, texts: Sequence[str], places: Sequence[str]) -> list[np.ndarray]:
+        parts = self._library.encode_batch_fast([self.marked(text) for text in texts], add_special_tokens=False)
+        return [np.array(part.ids, np.int64) for part in parts]
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return str(self._library.decode(np.asarray(ids).tolist(), skip_special_tokens=False))
+        text = str(self._library.decode(np.asarray(ids).tolist(), skip_special_tokens=False))
+        return text.removeprefix(" ") if self.leading_blank else text
+
+    def marked(self, text: str) -> str:
+        """The text with its leading blank, if this tokenizer writes one."""
+        return f" {text}" if self.leading_blank and text else text
 
     def content(self) -> dict[str, Any]:
-        return {"vocabulary": self.vocabulary, "merges": [list(pair) for pair in self.merges]}
+        content = {"vocabulary": self.vocabulary, "merges": [list(pair) for pair in self.merges]}
+        return {**content, "leading_blank": True} if self.leading_blank else content
 
 
 def _small(texts: Iterable[str]) -> Iterator[str]:
@@ -357,12 +377,12 @@ def _small(texts: Iterable[str]) -> Iterator[str]:
         yield text[start:]
 
 
-def learn(texts: Texts, options: TokenizerOptions) -> Tokenizer:
-    """The tokenizer of these options for the training texts."""
+def learn(texts: Texts, options: TokenizerOptions, leading_blank: bool = False) -> Tokenizer:
+    """The tokenizer of these options for the training texts; `leading_blank` is for the BPE of separate sentences."""
     if options.kind == "words":
         return WordTokenizer.learn(texts, options)
     if options.kind == "bpe":
-        return BpeTokenizer.learn(texts, options)
+        return BpeTokenizer.learn(texts, options, leading_blank)
     if options.kind == "characters":
         return CharacterTokenizer.learn(texts, options)
     return ByteTokenizer()
@@ -379,6 +399,7 @@ class _Stored(Strict):
     unknown_bytes: int = Field(1, ge=1)
     vocabulary: dict[str, int] = Field(default_factory=dict)
     merges: list[tuple[str, str]] = Field(default_factory=list)
+    leading_blank: bool = False
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -410,7 +431,7 @@ def load(path: Path) -> Tokenizer:
     if stored.kind == "words":
         return WordTokenizer(stored.words, stored.unknown_bytes)
     if stored.kind == "bpe":
-        return BpeTokenizer(stored.vocabulary, stored.merges)
+        return BpeTokenizer(stored.vocabulary, stored.merges, stored.leading_blank)
     if stored.kind == "characters":
         return CharacterTokenizer(stored.characters, stored.unknown)
     return ByteTokenizer()
