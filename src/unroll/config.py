@@ -36,9 +36,10 @@ class Copy(Strict):
 
 class Source(Copy):
     """One raw file. `copies` are other forms of the same content, each with its own hash (packed or not, another
-    address); `content_sha256` is the hash of what all of them unpack to."""
+    address); `content_sha256` is the hash of what all of them unpack to. `language`: of parallel text, one a file."""
 
     split: str | None = None
+    language: str | None = None
     copies: list[Copy] = []
     content_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
 
@@ -50,11 +51,11 @@ class Source(Copy):
 
 
 class DatasetEntry(Strict):
-    """One entry of `params.yaml: datasets`."""
+    """One entry of `params.yaml: datasets`. A generated data set has no sources."""
 
     preparer: str
     licence: str
-    sources: list[Source] = Field(min_length=1)
+    sources: list[Source] = []
     options: dict[str, Any] = {}
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from unroll.config import check
 from unroll.data import tokenizers
-from unroll.data.tokenizers import Tokenizer, TokenizerOptions, learn, load
+from unroll.data.tokenizers import BpeTokenizer, SubwordSampler, Tokenizer, TokenizerOptions, learn, load
 from unroll.errors import UserError
 
 TRAINING = (
@@ -162,3 +162,112 @@ def test_anything_else_is_not_loaded(tmp_path: Path, content: bytes) -> None:
 def test_an_option_of_another_kind_is_refused() -> None:
     with pytest.raises(UserError, match="vocabulary_size is not an option of the tokenizer words"):
         check(TokenizerOptions, {"kind": "words", "vocabulary_size": 500}, "options.tokenizer")
+
+
+# ---------------------------------------------------------------- sentences and BPE-dropout
+
+SENTENCES = [
+    "low lower lowest.",
+    "the lowest of the low",
+    " two  blanks ",
+    "Gr\u00fc\u00df Gott, aaaa aaa!",
+    "newer\u00a0wider",
+]
+
+
+def sentence_tokenizer(size: int = 300) -> BpeTokenizer:
+    texts = [("text", [sentence]) for sentence in SENTENCES * 20]
+    options = TokenizerOptions(kind="bpe", vocabulary_size=size)
+    tokenizer = learn(texts, options, leading_blank=True)
+    assert isinstance(tokenizer, BpeTokenizer)
+    return tokenizer
+
+
+SENTENCE_BPE = sentence_tokenizer()
+
+
+@quick
+@given(text=st.text(st.sampled_from(" \n\tlowerstaG\u00fc\u00df.,'!\u00a0\u3000\x1f"), max_size=40))
+def test_a_leading_blank_comes_and_goes_without_a_trace(text: str) -> None:
+    ids = SENTENCE_BPE.encode(text)
+    assert SENTENCE_BPE.decode(ids) == text
+    assert SENTENCE_BPE.encode_all([text, "low"], ["a", "b"])[0].tolist() == ids.tolist()
+
+
+def test_the_first_word_of_a_sentence_is_the_same_token_as_inside(tmp_path: Path) -> None:
+    assert SENTENCE_BPE.encode("low low low").tolist() == SENTENCE_BPE.encode("low").tolist() * 3
+    SENTENCE_BPE.save(tmp_path / "tokenizer.json")
+    assert load(tmp_path / "tokenizer.json").encode("low").tolist() == SENTENCE_BPE.encode("low").tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_texts_at_once_are_encoded_as_one_by_one(kind: str) -> None:
+    many = ["the cat", "", "sat on"]
+    for text, ids in zip(many, TOKENIZERS[kind].encode_all(many, many), strict=True):
+        assert ids.tolist() == TOKENIZERS[kind].encode(text).tolist()
+
+
+@pytest.mark.parametrize("tokenizer", [SENTENCE_BPE, TOKENIZERS["bpe"]], ids=["sentences", "text"])
+@quick
+@given(text=st.text(st.sampled_from(" \n\tlowerstaG\u00fc\u00df.,'!\u00a0\u3000\x1f"), max_size=40), key=st.integers())
+def test_sampled_tokens_spell_the_text_and_without_dropout_are_the_tokenizers(
+    tokenizer: BpeTokenizer, text: str, key: int
+) -> None:
+    assert SubwordSampler(tokenizer, 0.0, seed=1).encode(text, key).tolist() == tokenizer.encode(text).tolist()
+    sampled = SubwordSampler(tokenizer, 0.5, seed=1).encode(text, key)
+    assert sampled.dtype == np.int64
+    assert tokenizer.decode(sampled) == text
+
+
+def test_a_cut_depends_on_seed_key_and_text_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process meets the texts in another order, and may have forgotten words in between."""
+    calls = [(text, key) for text in SENTENCES for key in range(20)]
+    forwards, backwards = (SubwordSampler(SENTENCE_BPE, 0.3, seed=5) for _ in range(2))
+    expected = {call: forwards.encode(*call).tolist() for call in calls}
+    monkeypatch.setattr(tokenizers, "KEPT_CUTS", 3)
+    assert {call: backwards.encode(*call).tolist() for call in reversed(calls)} == expected
+    assert {call: forwards.encode(*call).tolist() for call in calls} == expected
+    monkeypatch.setattr(tokenizers, "KEPT_WORD", 0)
+    fresh = SubwordSampler(SENTENCE_BPE, 0.3, seed=5)
+    assert {call: fresh.encode(*call).tolist() for call in calls} == expected
+    other = SubwordSampler(SENTENCE_BPE, 0.3, seed=6)
+    assert {call: other.encode(*call).tolist() for call in calls} != expected
+
+
+def test_memory_of_kept_cuts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizers, "KEPT_CUTS", 40)
+    sampler = SubwordSampler(SENTENCE_BPE, 0.3, seed=5)
+    for key in range(200):
+        sampler.encode(f"low lower {key} lowest", key)
+        held = sum(cut is not None for cuts in sampler._kept.values() for cut in cuts)
+        assert held == sampler._kept_count <= 40
+
+
+def test_merges_are_dropped_as_often_as_asked_for() -> None:
+    """A word of one possible merge stays whole with probability 1 - p, in the whole and place by place."""
+    tokenizer = BpeTokenizer({"a": 0, "b": 1, "ab": 2, " ": 3, "\u0120": 4}, [("a", "b")])
+    sampler = SubwordSampler(tokenizer, 0.25, seed=3, variants=256)
+    rows = [sampler.encode("ab\nab\nab".replace("\n", " "), key).tolist() for key in range(500)]
+    whole = np.array([row.count(2) for row in rows])
+    assert whole.mean() / 3 == pytest.approx(0.75, abs=0.06)
+    assert {tuple(row) for row in rows} >= {(2, 4, 2, 4, 2), (0, 1, 4, 2, 4, 2), (2, 4, 0, 1, 4, 2), (2, 4, 2, 4, 0, 1)}
+    assert SubwordSampler(tokenizer, 1.0, seed=3).encode("ab", 0).tolist() == [0, 1]
+
+
+def test_more_dropout_makes_longer_texts() -> None:
+    text = " ".join(SENTENCES)
+    lengths = [
+        np.mean([len(SubwordSampler(SENTENCE_BPE, dropout, seed=1).encode(text, key)) for key in range(20)])
+        for dropout in (0.0, 0.1, 0.3, 0.9)
+    ]
+    assert lengths == sorted(lengths)
+    assert lengths[0] == len(SENTENCE_BPE.encode(text)) < lengths[1]
+
+
+def test_subword_dropout_needs_merges_and_a_probability() -> None:
+    with pytest.raises(UserError, match="found the tokenizer characters, bpe is allowed"):
+        SubwordSampler(TOKENIZERS["characters"], 0.1, seed=1)
+    with pytest.raises(UserError, match=r"found 1\.5, 0 to 1 is allowed"):
+        SubwordSampler(SENTENCE_BPE, 1.5, seed=1)
+    with pytest.raises(UserError, match="found 0 variants, 1 to 256 are allowed"):
+        SubwordSampler(SENTENCE_BPE, 0.1, seed=1, variants=0)

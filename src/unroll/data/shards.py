@@ -268,8 +268,9 @@ def verify(folder: Path) -> dict[str, Any]:
             records = check_members(path)
             if records != shard["records"]:
                 raise UserError(f"{path}: {records} records found, {shard['records']} expected; {AGAIN}")
-    if manifest.get("tokenizer"):
-        _check_hash(folder / manifest["tokenizer"], manifest["tokenizer_sha256"])
+    for tokenizer in ("tokenizer", "source_tokenizer"):
+        if manifest.get(tokenizer):
+            _check_hash(folder / manifest[tokenizer], manifest[f"{tokenizer}_sha256"])
     return manifest
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 import codecs
 import gzip
 import hashlib
+import itertools
 import os
 import urllib.parse
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all; 0 when not known)."""
 
 PIECE_BYTES = 2**20
+LINE_BYTES = 2**20
 
 
 def no_progress(done: int, total: int) -> None:
@@ -211,6 +213,38 @@ class RawFile:
             done += len(piece)
         yield self._decode(decoder, b"", done, final=True)
 
+    def lines(self, progress: Progress = no_progress) -> Iterator[str]:
+        """The content line by line, without the line ends (LF or CR LF); every other character stays as it is.
+
+        Raises:
+            UserError: bytes that are not UTF-8, a NUL byte, or a line over `LINE_BYTES`, with the file and the line.
+        """
+        waiting, number = b"", 0
+        for piece in itertools.chain(self.pieces(progress), [b""]):
+            whole = waiting + piece
+            end = whole.rfind(b"\n") + 1 if piece else len(whole)
+            block, waiting = whole[:end], whole[end:]
+            if len(waiting) > LINE_BYTES:
+                at = number + block.count(b"\n") + 1
+                raise UserError(f"{self.path}: line {at}: longer than {LINE_BYTES} bytes")
+            if block:
+                lines = self._decode_lines(block, number)
+                number += len(lines)
+                yield from lines
+
+    def _decode_lines(self, block: bytes, before: int) -> list[str]:
+        """Whole lines of text; `before`: the number of lines in front of them."""
+        problem = None
+        try:
+            text = block.decode()
+            if "\0" not in text:
+                return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+            at, problem = block.index(b"\0"), "NUL byte"
+        except UnicodeDecodeError as error:
+            at, problem = error.start, f"not UTF-8 (0x{block[error.start]:02x}: {error.reason})"
+        line = before + block.count(b"\n", 0, at) + 1
+        raise UserError(f"{self.path}: line {line}: {problem}")
+
     def _decode(self, decoder: codecs.IncrementalDecoder, piece: bytes, done: int, final: bool) -> str:
         waiting = len(decoder.getstate()[0])
         try:
@@ -219,3 +253,41 @@ class RawFile:
             place = done - waiting + error.start
             found = error.object[error.start]
             raise UserError(f"{self.path}: byte {place}: not UTF-8 (0x{found:02x}: {error.reason})") from None
+
+
+class Passes:
+    """Adds the reading of several files, several times, up to one progress count of `total` bytes on disk."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress, self.done, self.total = progress, 0, total
+
+    def text(self, file: RawFile) -> Iterator[str]:
+        """`RawFile.text`, counted."""
+        yield from self._counted(file, file.text)
+
+    def lines(self, file: RawFile) -> Iterator[str]:
+        """`RawFile.lines`, counted; two files may be read side by side."""
+        yield from self._counted(file, file.lines)
+
+    def _counted(self, file: RawFile, read: Callable[[Progress], Iterator[str]]) -> Iterator[str]:
+        before = 0
+
+        def moved(done: int, _: int) -> None:
+            nonlocal before
+            self.done += done - before
+            before = done
+            self.progress(self.done, self.total)
+
+        yield from read(moved)
+        self.done += file.packed_bytes - before
+
+
+def check_content(sources: Sequence[Source], files: Sequence[RawFile]) -> None:
+    """Compare what was read, each file to its end, with the `content_sha256` of its source.
+
+    Raises:
+        UserError: names the first file with another content.
+    """
+    for source, file in zip(sources, files, strict=True):
+        if source.content_sha256 not in (None, file.sha256):
+            raise UserError(f"{file.path}: content SHA-256 {source.content_sha256} expected, found {file.sha256}")

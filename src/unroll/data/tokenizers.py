@@ -12,9 +12,12 @@ A tokenizer is learnt from the training split alone and stored as JSON beside th
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+import random
 import re
+import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,6 +38,9 @@ UNBROKEN_TEXT = 2**20
 BORDER = re.compile(r"\S(?=[ \n])")
 LAST_BORDER = re.compile(r"(?s:.*)\S(?=[ \n])")
 BPE_PIECE = 2**14
+BETWEEN_WORDS = re.compile(r"(?<=\S)(?=[ \n])")
+KEPT_WORD = 64
+KEPT_CUTS = 2**20
 
 Texts = Iterable[tuple[str, Iterable[str]]]
 """Texts to learn from: each with its name (for errors), in pieces. No word reaches from one text to the next."""
@@ -106,6 +112,10 @@ class Tokenizer(ABC):
             if piece:
                 yield self.encode(piece, place, offset)
                 offset += len(piece)
+
+    def encode_all(self, texts: Sequence[str], places: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of many separate texts, each int64 [T]; `places` name them in errors."""
+        return [self.encode(text, place) for text, place in zip(texts, places, strict=True)]
 
     def save(self, path: Path) -> None:
         """Write the tokenizer as JSON."""
@@ -293,21 +303,25 @@ def _drop(counts: Counter[str], dropped: Counter[str], words: list[str]) -> None
 
 
 class BpeTokenizer(Tokenizer):
-    """Byte-pair encoding (Sennrich et al. 2016) in GPT-2's form: over bytes, so nothing is unknown, within words."""
+    """Byte-pair encoding (Sennrich et al. 2016) in GPT-2's form: over bytes, so nothing is unknown, within words.
+
+    `leading_blank`, for separate sentences: each text is encoded as if a blank stood before it, and decoding takes it
+    away again. Words carry the blank before them, so the first word of a sentence is the same token as inside one.
+    """
 
     name = "bpe"
 
-    def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> None:
+    def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]], leading_blank: bool = False) -> None:
         from tokenizers import Tokenizer as Library
         from tokenizers import decoders, models, pre_tokenizers
 
-        self.vocabulary, self.merges = vocabulary, merges
+        self.vocabulary, self.merges, self.leading_blank = vocabulary, merges, leading_blank
         self._library = Library(models.BPE(vocab=vocabulary, merges=merges))
         self._library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         self._library.decoder = decoders.ByteLevel()
 
     @classmethod
-    def learn(cls, texts: Texts, options: TokenizerOptions) -> BpeTokenizer:
+    def learn(cls, texts: Texts, options: TokenizerOptions, leading_blank: bool = False) -> BpeTokenizer:
         """From the training texts; the library keeps the counts of different words only."""
         from tokenizers import Tokenizer as Library
         from tokenizers import models, pre_tokenizers, trainers
@@ -318,9 +332,11 @@ class BpeTokenizer(Tokenizer):
         trainer = trainers.BpeTrainer(
             vocab_size=options.vocabulary_size, initial_alphabet=alphabet, show_progress=False
         )
+        if leading_blank:
+            texts = ((place, itertools.chain([" "], pieces)) for place, pieces in texts)
         library.train_from_iterator(_small(piece for _, piece in _words_of(texts)), trainer)
         model = json.loads(library.to_str())["model"]
-        return cls(model["vocab"], [(left, right) for left, right in model["merges"]])
+        return cls(model["vocab"], [(left, right) for left, right in model["merges"]], leading_blank)
 
     @property
     def vocabulary_size(self) -> int:
@@ -337,14 +353,28 @@ class BpeTokenizer(Tokenizer):
         return lengths
 
     def encode(self, text: str, place: str = "text", offset: int = 0) -> np.ndarray:
-        parts = self._library.encode_batch_fast(list(_small([text])), add_special_tokens=False)
+        parts = self._library.encode_batch_fast(list(_small([self.marked(text)])), add_special_tokens=False)
         return np.array([number for part in parts for number in part.ids], np.int64)
 
+    def encode_all(self, texts: Sequence[str], places: Sequence[str]) -> list[np.ndarray]:
+        parts = self._library.encode_batch_fast([self.marked(text) for text in texts], add_special_tokens=False)
+        return [np.array(part.ids, np.int64) for part in parts]
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return str(self._library.decode(np.asarray(ids).tolist(), skip_special_tokens=False))
+        text = str(self._library.decode(np.asarray(ids).tolist(), skip_special_tokens=False))
+        return text.removeprefix(" ") if self.leading_blank else text
+
+    def split_words(self, text: str) -> list[tuple[str, tuple[int, int]]]:
+        """The parts that no token reaches over, as the library writes them (a letter for each byte), with places."""
+        return list(self._library.pre_tokenizer.pre_tokenize_str(text))
+
+    def marked(self, text: str) -> str:
+        """The text with its leading blank, if this tokenizer writes one."""
+        return f" {text}" if self.leading_blank and text else text
 
     def content(self) -> dict[str, Any]:
-        return {"vocabulary": self.vocabulary, "merges": [list(pair) for pair in self.merges]}
+        content = {"vocabulary": self.vocabulary, "merges": [list(pair) for pair in self.merges]}
+        return {**content, "leading_blank": True} if self.leading_blank else content
 
 
 def _small(texts: Iterable[str]) -> Iterator[str]:
@@ -357,12 +387,88 @@ def _small(texts: Iterable[str]) -> Iterator[str]:
         yield text[start:]
 
 
-def learn(texts: Texts, options: TokenizerOptions) -> Tokenizer:
-    """The tokenizer of these options for the training texts."""
+class SubwordSampler:
+    """BPE-dropout (Provilkov et al. 2020, arXiv:1910.13267, algorithm 1): a text is cut differently every time, because
+    at each step of merging every possible merge is left out with probability `dropout`. For training texts alone.
+
+    The cut is a function of (seed, key, text): the same in any process, order and number of workers. A word (what
+    stands between blanks, with the blank before it) has `variants` cuts, drawn by a generator seeded from (seed, word,
+    number of the variant); which of them a place in the text gets is a hash of (seed, key, place). Cuts are drawn when
+    they are first needed and kept, so most words cost one look into a dictionary. Words of more than `KEPT_WORD`
+    characters are drawn each time; drawing takes time square in the word's length.
+
+    Safe to use from several threads.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, dropout: float, seed: int, variants: int = 32) -> None:
+        """Raises UserError for a tokenizer that merges nothing, and for numbers out of range."""
+        if not isinstance(tokenizer, BpeTokenizer):
+            raise UserError(f"subword dropout: found the tokenizer {tokenizer.name}, bpe is allowed")
+        if not 0 <= dropout <= 1:
+            raise UserError(f"subword dropout: found {dropout}, 0 to 1 is allowed")
+        if not 1 <= variants <= 256:
+            raise UserError(f"subword dropout: found {variants} variants, 1 to 256 are allowed")
+        self.tokenizer, self.dropout, self.seed, self.variants = tokenizer, dropout, seed, variants
+        self._ranks = {pair: rank for rank, pair in enumerate(tokenizer.merges)}
+        self._variant_of_byte = bytes(byte * variants >> 8 for byte in range(256))
+        self._kept: dict[str, list[tuple[int, ...] | None]] = {}
+        self._kept_count = 0
+        self._lock = threading.Lock()
+
+    def encode(self, text: str, key: int) -> np.ndarray:
+        """Token ids of a text: int64 [T]. Another `key` (such as a sample's number and epoch) gives another cut."""
+        words = BETWEEN_WORDS.split(self.tokenizer.marked(text))
+        hashed = hashlib.shake_128(f"{self.seed} {key}".encode()).digest(len(words))
+        ids: list[int] = []
+        for word, variant in zip(words, hashed.translate(self._variant_of_byte), strict=True):
+            cuts = self._kept.get(word)
+            ids += (cuts and cuts[variant]) or self._draw(word, variant)
+        return np.array(ids, np.int64)
+
+    def _draw(self, word: str, variant: int) -> tuple[int, ...]:
+        """A variant of a word, drawn anew; it is kept, and the words that were kept first make room for it."""
+        seed = hashlib.blake2b(f"{self.seed} {variant} {word}".encode(), digest_size=16).digest()
+        generator = random.Random(int.from_bytes(seed, "big"))
+        parts = self.tokenizer.split_words(word)
+        symbols = itertools.chain.from_iterable(self._merge(part, generator) for part, _ in parts)
+        ids = tuple([self.tokenizer.vocabulary[symbol] for symbol in symbols])
+        if len(word) <= KEPT_WORD:
+            self._keep(word, variant, ids)
+        return ids
+
+    def _keep(self, word: str, variant: int, ids: tuple[int, ...]) -> None:
+        with self._lock:
+            cuts = self._kept.setdefault(word, [None] * self.variants)
+            same = next((cut for cut in cuts if cut == ids), ids)
+            self._kept_count += cuts[variant] is None
+            cuts[variant] = same
+            while self._kept_count > KEPT_CUTS:
+                oldest = self._kept.pop(next(iter(self._kept)))
+                self._kept_count -= sum(cut is not None for cut in oldest)
+
+    def _merge(self, symbols: Iterable[str], generator: random.Random) -> list[str]:
+        """One merge at a time, the one learnt first among those that are not dropped in this step."""
+        word, never = list(symbols), len(self._ranks)
+        ranks = [self._ranks.get(pair, never) for pair in itertools.pairwise(word)]
+        while True:
+            best, at = never, -1
+            for place, rank in enumerate(ranks):
+                if rank < best and generator.random() >= self.dropout:
+                    best, at = rank, place
+            if at < 0:
+                return word
+            word[at : at + 2] = [word[at] + word[at + 1]]
+            del ranks[at]
+            for place in range(max(at - 1, 0), min(at + 1, len(ranks))):
+                ranks[place] = self._ranks.get((word[place], word[place + 1]), never)
+
+
+def learn(texts: Texts, options: TokenizerOptions, leading_blank: bool = False) -> Tokenizer:
+    """The tokenizer of these options for the training texts; `leading_blank` is for the BPE of separate sentences."""
     if options.kind == "words":
         return WordTokenizer.learn(texts, options)
     if options.kind == "bpe":
-        return BpeTokenizer.learn(texts, options)
+        return BpeTokenizer.learn(texts, options, leading_blank)
     if options.kind == "characters":
         return CharacterTokenizer.learn(texts, options)
     return ByteTokenizer()
@@ -379,6 +485,7 @@ class _Stored(Strict):
     unknown_bytes: int = Field(1, ge=1)
     vocabulary: dict[str, int] = Field(default_factory=dict)
     merges: list[tuple[str, str]] = Field(default_factory=list)
+    leading_blank: bool = False
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -410,7 +517,7 @@ def load(path: Path) -> Tokenizer:
     if stored.kind == "words":
         return WordTokenizer(stored.words, stored.unknown_bytes)
     if stored.kind == "bpe":
-        return BpeTokenizer(stored.vocabulary, stored.merges)
+        return BpeTokenizer(stored.vocabulary, stored.merges, stored.leading_blank)
     if stored.kind == "characters":
         return CharacterTokenizer(stored.characters, stored.unknown)
     return ByteTokenizer()

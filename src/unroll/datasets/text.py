@@ -9,7 +9,6 @@ as they are: no normalisation, line ends untouched.
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ from pydantic import Field, field_validator
 from unroll.config import DatasetEntry, Strict, check
 from unroll.data import tokenizers
 from unroll.data.shards import token_type
-from unroll.data.sources import Progress, RawFile, file_sha256, locate, no_progress
+from unroll.data.sources import Passes, Progress, RawFile, check_content, file_sha256, locate, no_progress
+from unroll.data.splits import check_fractions, check_names, exact
 from unroll.data.tokenizers import Tokenizer, TokenizerOptions
 from unroll.data.writers import RECORD_TOKENS, StreamWriter, prepared_folder, write_manifest
 from unroll.errors import UserError
@@ -41,14 +41,9 @@ class Options(Strict):
     @field_validator("split")
     @classmethod
     def fractions(cls, split: dict[str, float] | None) -> dict[str, float] | None:
-        if split is not None and (min(split.values(), default=0) <= 0 or sum(map(exact, split.values())) != 1):
-            raise ValueError("fractions must be above 0 and add up to 1")
+        if split is not None:
+            check_fractions(split)
         return split
-
-
-def exact(fraction: float) -> Fraction:
-    """The decimal number as it was written: 0.1 is one tenth."""
-    return Fraction(str(fraction))
 
 
 @dataclass(frozen=True)
@@ -59,17 +54,6 @@ class Part:
     file: RawFile
     start: int = 0
     stop: int | None = None
-
-
-class _Passes:
-    """Adds the reading of several files up to one progress count."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self.progress, self.done, self.total = progress, 0, total
-
-    def text(self, file: RawFile) -> Iterator[str]:
-        yield from file.text(lambda done, _: self.progress(self.done + done, self.total))
-        self.done += file.packed_bytes
 
 
 def prepare(entry: DatasetEntry, name: str, root: Path, out: Path, progress: Progress = no_progress) -> dict[str, Any]:
@@ -85,7 +69,7 @@ def prepare(entry: DatasetEntry, name: str, root: Path, out: Path, progress: Pro
     training = [file for source, file in zip(entry.sources, files, strict=True) if source.split in (None, "train")]
     counted = files if options.split else []
     learnt = [] if options.tokenizer.kind == "bytes" else training
-    passes = _Passes(progress, sum(file.packed_bytes for file in [*counted, *learnt, *files]))
+    passes = Passes(progress, sum(file.packed_bytes for file in [*counted, *learnt, *files]))
     parts = _fractions(files[0], options, passes) if options.split else _marked(entry, files, options)
     _refuse_empty([part for part in parts if part.stop == part.start or part.file.packed_bytes == 0], place)
     with prepared_folder(out) as folder:
@@ -93,7 +77,7 @@ def prepare(entry: DatasetEntry, name: str, root: Path, out: Path, progress: Pro
         tokenizer.save(folder / "tokenizer.json")
         splits = _write(folder, parts, tokenizer, options, passes)
         _refuse_empty([part for part in parts if not splits.get(part.split, {}).get("tokens")], place)
-        _check_content(entry, files)
+        check_content(entry.sources, files)
         manifest = {
             "dataset": name,
             "preparer": "text",
@@ -114,20 +98,16 @@ def prepare(entry: DatasetEntry, name: str, root: Path, out: Path, progress: Pro
 
 def _check_splits(entry: DatasetEntry, options: Options, place: str) -> None:
     marked = [source.split for source in entry.sources]
-    if options.split and (len(marked) > 1 or marked[0]):
+    if options.split and (len(marked) != 1 or marked[0]):
         raise UserError(f"{place}.options.split: fractions need exactly one source, without a split of its own")
     names = list(options.split or marked)
     if None in names:
         file = entry.sources[names.index(None)].file
         raise UserError(f"{place}: source {file} names no split, and options.split gives no fractions")
-    if "train" not in names:
-        raise UserError(f"{place}: no split is named 'train', found {', '.join(map(str, names))}")
-    for split in names:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", str(split)):
-            raise UserError(f"{place}: split {split!r}: a name of small letters, digits and _ is expected")
+    check_names(map(str, names), place)
 
 
-def _fractions(file: RawFile, options: Options, passes: _Passes) -> list[Part]:
+def _fractions(file: RawFile, options: Options, passes: Passes) -> list[Part]:
     characters = sum(map(len, passes.text(file)))
     characters = min(characters, options.limit or characters)
     parts, start, share = [], 0, Fraction(0)
@@ -147,7 +127,7 @@ def _marked(entry: DatasetEntry, files: list[RawFile], options: Options) -> list
     return [Part(split, file, 0, options.limit) for split, file in pairs]
 
 
-def _text(parts: list[Part], passes: _Passes) -> Iterator[tuple[Part, str]]:
+def _text(parts: list[Part], passes: Passes) -> Iterator[tuple[Part, str]]:
     """The text of every part in pieces, each file read once and to its end (so that its hash is known)."""
     for file, group in groupby(parts, key=lambda part: part.file):
         waiting, place = deque(group), 0
@@ -161,7 +141,7 @@ def _text(parts: list[Part], passes: _Passes) -> Iterator[tuple[Part, str]]:
                     waiting.popleft()
 
 
-def _training_texts(parts: list[Part], training: list[RawFile], passes: _Passes) -> Iterator[tuple[str, Iterator[str]]]:
+def _training_texts(parts: list[Part], training: list[RawFile], passes: Passes) -> Iterator[tuple[str, Iterator[str]]]:
     of_training_files = _text([part for part in parts if part.file in training], passes)
     for part, group in groupby(of_training_files, key=lambda item: item[0]):
         if part.split == "train":
@@ -169,7 +149,7 @@ def _training_texts(parts: list[Part], training: list[RawFile], passes: _Passes)
 
 
 def _write(
-    folder: Path, parts: list[Part], tokenizer: Tokenizer, options: Options, passes: _Passes
+    folder: Path, parts: list[Part], tokenizer: Tokenizer, options: Options, passes: Passes
 ) -> dict[str, dict[str, Any]]:
     """The shards of every split; gives the manifest's `splits`. Words do not reach over from one file to the next."""
     splits = {}
@@ -194,9 +174,3 @@ def _measured(pieces: Iterator[str], sizes: dict[str, int]) -> Iterator[str]:
 def _refuse_empty(empty: list[Part], place: str) -> None:
     if empty:
         raise UserError(f"{place}: split {empty[0].split!r} is empty ({empty[0].file.path})")
-
-
-def _check_content(entry: DatasetEntry, files: list[RawFile]) -> None:
-    for source, file in zip(entry.sources, files, strict=True):
-        if source.content_sha256 not in (None, file.sha256):
-            raise UserError(f"{file.path}: content SHA-256 {source.content_sha256} expected, found {file.sha256}")
