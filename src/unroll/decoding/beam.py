@@ -1,0 +1,271 @@
+"""Beam search over any `ConditionalGenerator`, for all sources of a batch at once.
+
+Graves 2012, arXiv:1211.3711; Sutskever et al. 2014, arXiv:1409.3215. Of all continuations of the hypotheses of a source
+by one token, the `width` likeliest go on. Those among them that end with EOS are finished: they leave the beam, whose
+places the others fill at the next step. Finished hypotheses Y of a source X are ranked by (Wu et al. 2016,
+arXiv:1609.08144, equation 14)
+
+    score(Y, X) = log P(Y | X) / lp(Y) + cp(X; Y)
+
+with lp and cp of `conditional.py`: `length_penalty` is alpha, 0 for none, `coverage_penalty` is beta. |Y| counts EOS,
+and coverage sums the attention of every step, that which chose EOS included. (The paper does not say; it also prunes by
+score during the search, which is not done here.) Equal ones are ranked by time of ending, place in the beam, token id.
+
+When a source is done: log-probabilities only fall, lp only grows with length, and cp is at most 0. So nothing that
+comes of an active hypothesis can score above log P / lp(limit + 1), limit being the most tokens allowed. When that is
+no more than the worst of `n_best` kept scores, for all active hypotheses, the source leaves the batch. This is exact: a
+beam wide enough finds what brute force finds.
+
+How it is made fast: the likeliest continuations are looked for in blocks of the vocabulary, of which all but the maxima
+stay unread (`expand`); no tensor of the size [N,V] is made besides the model's own. What was generated is kept as one
+column of parents a step, so histories are never reordered. Sources are handled one by one only after the search.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from unroll.decoding.conditional import (
+    ConditionalGenerator,
+    Constraints,
+    Hypothesis,
+    LengthOptions,
+    State,
+    check_finite,
+    check_numbers,
+    coverage_score,
+    length_penalty,
+    need_attention,
+    select_rows,
+    source_lengths,
+)
+
+BLOCK = 64
+"""Tokens whose maximum is taken at once; a multiple of 32, which PyTorch reduces with vector instructions."""
+
+
+class BeamOptions(LengthOptions):
+    """See the top of this file. `n_best` hypotheses are kept for each source, fewer if fewer have ended."""
+
+    width: int = Field(5, ge=1)
+    n_best: int = Field(1, ge=1)
+    length_penalty: float = Field(0.0, ge=0.0, allow_inf_nan=False)
+    coverage_penalty: float = Field(0.0, ge=0.0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def enough(self) -> Self:
+        if self.n_best > self.width:
+            raise ValueError(f"n_best: at most width ({self.width}) is allowed")
+        return self
+
+
+def beam_search(
+    model: ConditionalGenerator,
+    memory: State,
+    options: BeamOptions,
+    prefix: Tensor | None = None,
+    with_attention: bool = False,
+) -> list[list[Hypothesis]]:
+    """The `n_best` hypotheses of each source, best first.
+
+    `memory`: from `model.encode`. `prefix` [B,P]: tokens that the hypotheses of a source start with, padded with -1.
+
+    Raises:
+        UserError: a prefix that cannot be generated; a coverage penalty or attention wanted of a model without
+            attention; a model whose probabilities are not finite.
+    """
+    with torch.no_grad():
+        search = _Search(model, memory, options, prefix, with_attention)
+        while len(search.sources):
+            search.step()
+        return search.hypotheses()
+
+
+# --- choosing continuations -------------------------------------------------------------------------------------------
+
+
+def top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of each row and their indices [B,M] -> [B,count] twice; of equal ones the first come first.
+
+    `torch.topk` does not say which of equal ones it takes, and sorting all of a row takes ten times as long.
+    """
+    length = values.shape[1]
+    worst = values.topk(count).values[:, -1:]  # [B,1]
+    order = length - torch.arange(length, device=values.device)  # [M]
+    keys = order + (values > worst) * (2 * length) + (values == worst) * length  # [B,M] no two are equal
+    indices = keys.topk(count).indices.sort(1).values  # [B,count]
+    best, order = values.gather(1, indices).sort(dim=1, descending=True, stable=True)
+    return best, indices.gather(1, order)
+
+
+def expand(log_probabilities: Tensor, totals: Tensor, count: int, may_end: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The `count` best continuations of the hypotheses of each source, BOS (and EOS unless `may_end`) aside.
+
+    `log_probabilities` [B*K,V], `totals` [B,K] float64 -> their totals, parents (0 .. K - 1) and tokens, each
+    [B,count], best first; equal ones by parent, then by token. Fewer than `count` leave totals of -inf at the end.
+
+    The best `count` tokens are all in the `count` blocks with the highest maxima. So one pass over [N,V] takes the
+    maxima, and the rest happens on `count` blocks a source.
+    """
+    sources, width = totals.shape
+    rows, vocabulary = log_probabilities.shape
+    bos, eos = vocabulary - 2, vocabulary - 1
+    whole = bos // BLOCK  # blocks without BOS and EOS
+    blocks = -(-vocabulary // BLOCK)
+    tail = F.pad(log_probabilities[:, whole * BLOCK :], (0, blocks * BLOCK - vocabulary), value=-torch.inf)
+    tail[:, bos - whole * BLOCK : (bos if may_end else eos) + 1 - whole * BLOCK] = -torch.inf
+    body = log_probabilities[:, : whole * BLOCK].unflatten(1, (whole, BLOCK)).amax(-1)  # [N,whole]
+    maxima = torch.cat([body, tail.unflatten(1, (-1, BLOCK)).amax(-1)], 1)  # [N,blocks]
+    check_numbers(maxima)
+    highest = (maxima.view(sources, width, blocks).double() + totals[:, :, None]).flatten(1)  # [B,K*blocks]
+
+    picked = top(highest, min(count, highest.shape[1]))[1].sort(1).values  # [B,P] in order of parent and token
+    parents, block = picked // blocks, picked % blocks
+    tokens = block[:, :, None] * BLOCK + torch.arange(BLOCK, device=totals.device)  # [B,P,BLOCK]
+    flat = (torch.arange(sources, device=totals.device)[:, None] * width + parents)[:, :, None] * vocabulary + tokens
+    values = log_probabilities.flatten().take(flat.clamp(max=rows * vocabulary - 1)).double()  # [B,P,BLOCK]
+    forbidden = (tokens == bos) | (tokens > (eos if may_end else eos - 1))
+    values = (values + totals.gather(1, parents)[:, :, None]).masked_fill(forbidden, -torch.inf)
+
+    best, places = top(values.flatten(1), count)  # [B,count]
+    tokens = tokens.flatten(1).gather(1, places).clamp(max=eos)
+    return best, parents.gather(1, places // BLOCK), tokens
+
+
+def force(
+    chosen: tuple[Tensor, Tensor, Tensor], required: Tensor, log_probabilities: Tensor, totals: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `expand` chose, but for the sources with a `required` token [B] >= 0: their hypotheses go on with that."""
+    (sources, width), count = totals.shape, chosen[0].shape[1]
+    tokens = required.clamp(min=0)[:, None, None].expand(sources, width, 1)
+    scores = log_probabilities.view(sources, width, -1).gather(2, tokens)[:, :, 0].double()  # [B,K]
+    best, parents = top(scores + totals, width)  # [B,K]
+    best = F.pad(best, (0, count - width), value=-torch.inf)  # [B,count]
+    parents = F.pad(parents, (0, count - width))
+    is_required = (required >= 0)[:, None]  # [B,1]
+    replaced = zip((best, parents, required[:, None].expand_as(best)), chosen, strict=True)
+    best, parents, tokens = (torch.where(is_required, new, old) for new, old in replaced)
+    return best, parents, tokens
+
+
+# --- the search -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Column:
+    """One step: the token that each row read, the row of the column before that it came from, where it looked."""
+
+    tokens: Tensor
+    parents: Tensor
+    attention: Tensor | None = None
+
+
+class _Search:
+    """Everything that changes during a search. Rows of finished sources are dropped from all but `kept_*`."""
+
+    def __init__(
+        self,
+        model: ConditionalGenerator,
+        memory: State,
+        options: BeamOptions,
+        prefix: Tensor | None,
+        with_attention: bool,
+    ) -> None:
+        self.model, self.memory, self.options, self.with_attention = model, memory, options, with_attention
+        self.constraints = Constraints.of(options, memory, prefix, model.vocabulary)
+        self.lengths = source_lengths(memory)
+        device = memory["mask"].device
+        self.sources = torch.arange(len(self.lengths), device=device)  # [B] those still searched for
+        self.state = model.initial_state(memory)
+        self.totals = torch.zeros(len(self.lengths), 1, dtype=torch.float64, device=device)  # [B,K] -inf: no hypothesis
+        self.columns = [_Column(torch.full_like(self.sources, model.vocabulary - 2), self.sources)]
+        self.coverage = torch.zeros(memory["mask"].shape, device=device) if options.coverage_penalty else None  # [N,S]
+        # The best finished hypotheses, each the row of a column and what it scored.
+        shape = (len(self.lengths), options.n_best)
+        self.kept_scores = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
+        self.kept_totals, self.kept_columns, self.kept_rows = (torch.zeros_like(self.kept_scores) for _ in range(3))
+
+    def step(self) -> None:
+        """Read the last tokens, choose the next ones, put away what has ended, drop the sources that are done."""
+        position, column = len(self.columns) - 1, self.columns[-1]
+        log_probabilities, self.state, attention = self.model.step(column.tokens, self.memory, self.state)  # [N,V]
+        if self.with_attention:
+            column.attention = need_attention(attention)
+        if self.coverage is not None:
+            self.coverage = self.coverage + need_attention(attention)  # [N,S]
+
+        count = min(self.options.width, self.totals.shape[1] * self.model.vocabulary)
+        chosen = expand(log_probabilities, self.totals, count, position >= self.options.shortest)
+        required = self.constraints.required(position)
+        if required is not None:
+            chosen = force(chosen, required, log_probabilities, self.totals)
+        totals, parents, tokens = chosen  # [B,K]
+        rows = parents + torch.arange(len(parents), device=parents.device)[:, None] * self.totals.shape[1]
+        ended = tokens == self.constraints.eos
+        if bool(ended.any()):
+            self._keep(totals.masked_fill(~ended, -torch.inf), rows, position)
+        self.totals = totals.masked_fill(ended | ~totals.isfinite(), -torch.inf)
+        self._go_on(tokens, rows)
+
+    def _keep(self, totals: Tensor, rows: Tensor, position: int) -> None:
+        """Rank hypotheses that ended at this step, `totals` [B,K] (-inf: it has not), among those kept."""
+        scores = totals / length_penalty(position + 1, self.options.length_penalty)  # [B,K]
+        if self.coverage is not None:
+            mask = self.memory["mask"].repeat_interleave(self.totals.shape[1], 0)  # [N,S]
+            scores = scores + coverage_score(self.coverage, mask, self.options.coverage_penalty)[rows]
+        scores = torch.cat([self.kept_scores[self.sources], scores], 1)  # [B,n+K]
+        best, order = scores.sort(dim=1, descending=True, stable=True)
+        order = order[:, : self.options.n_best]
+        self.kept_scores[self.sources] = best[:, : self.options.n_best]
+        found = (totals, torch.full_like(totals, position), rows.double())
+        for kept, new in zip((self.kept_totals, self.kept_columns, self.kept_rows), found, strict=True):
+            kept[self.sources] = torch.cat([kept[self.sources], new], 1).gather(1, order)
+
+    def _go_on(self, tokens: Tensor, rows: Tensor) -> None:
+        """Put the rows in the order of their new hypotheses [B,K], without sources that can get no better."""
+        longest = length_penalty(self.constraints.limit + 1, self.options.length_penalty)
+        bound = self.totals.amax(1) / longest  # [B]
+        going = (bound > self.kept_scores[self.sources, -1]).nonzero()[:, 0]
+        if len(going) < len(tokens):
+            tokens, rows, self.totals = tokens[going], rows[going], self.totals[going]
+            self.sources, self.constraints = self.sources[going], self.constraints.select(going)
+            self.memory = select_rows(self.memory, going)
+        rows = rows.flatten()  # [N]
+        before = len(self.columns[-1].tokens)
+        if len(rows) != before or not torch.equal(rows, torch.arange(before, device=rows.device)):
+            self.state = select_rows(self.state, rows)
+            if self.coverage is not None:
+                self.coverage = self.coverage.index_select(0, rows)
+        self.columns.append(_Column(tokens.flatten(), rows))
+
+    def hypotheses(self) -> list[list[Hypothesis]]:
+        """The kept ones, followed back through the columns."""
+        check_finite(self.kept_scores[:, 0])
+        tokens = [column.tokens.tolist() for column in self.columns]
+        parents = [column.parents.tolist() for column in self.columns]
+        attention = [c.attention.float().cpu().numpy() for c in self.columns if c.attention is not None]
+        kept = torch.stack([self.kept_scores, self.kept_totals, self.kept_columns, self.kept_rows], -1).tolist()
+        found: list[list[Hypothesis]] = []
+        for source, length in zip(kept, self.lengths, strict=True):
+            found.append([])
+            for score, total, column, row in source:
+                if score == -torch.inf:
+                    break
+                path = [int(row)]
+                for position in range(int(column), 0, -1):
+                    path.append(parents[position][path[-1]])
+                path.reverse()  # row in each column, 0 .. column
+                words = [tokens[position][row] for position, row in enumerate(path)][1:]
+                picture = None
+                if self.with_attention:
+                    looked = [attention[position][row, :length] for position, row in enumerate(path[:-1])]  # [S]
+                    picture = np.stack(looked) if looked else np.empty((0, length), np.float32)
+                found[-1].append(Hypothesis(words, score, total, picture))
+        return found
