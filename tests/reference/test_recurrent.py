@@ -336,3 +336,42 @@ def test_unknown_names_list_the_known_ones() -> None:
         recurrent_layer("lstn", 3, 4)
     with pytest.raises(UserError, match=r"reset is 'between', allowed: 'before', 'after'"):
         recurrent_layer("gru", 3, 4, reset="between")
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize(("cell", "options"), [case for case in CELLS if case[0] != "rnn"])
+@both_methods
+def test_masked_steps_leave_the_state_as_it_is(cell: str, options: dict[str, Any], method: Any, bfloat16: bool) -> None:
+    torch.manual_seed(3)
+    layer = recurrent_layer(cell, 5, 6, method=method, **options)
+    inputs, lengths = torch.randn(4, 7, 5), [7, 4, 1, 0]
+    mask = torch.arange(7) < torch.tensor(lengths)[:, None]
+    state = random_state(layer, 4)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        outputs, after = layer(inputs, state, mask=mask)
+        for row, length in enumerate(lengths):
+            start = {name: value[row : row + 1] for name, value in state.items()}
+            alone, expected = layer(inputs[row : row + 1, :length], start) if length else (torch.empty(1, 0, 6), start)
+            tolerance = 0.03 if bfloat16 else 1e-6
+            torch.testing.assert_close(outputs[row, :length].float(), alone[0].float(), rtol=0, atol=tolerance)
+            for name, value in expected.items():
+                torch.testing.assert_close(after[name][row : row + 1], value, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_padding_in_front_leaves_the_zero_state(cell: str) -> None:
+    torch.manual_seed(3)
+    layer = recurrent_layer(cell, 5, 6)
+    inputs = torch.randn(1, 9, 5)
+    mask = torch.arange(9)[None] >= 4
+    outputs, after = layer(inputs, layer.initial_state(1), mask=mask)
+    alone, expected = layer(inputs[:, 4:], layer.initial_state(1))
+    torch.testing.assert_close(outputs[:, 4:], alone)
+    for name, value in expected.items():
+        torch.testing.assert_close(after[name], value)
+
+
+def test_a_network_without_gates_cannot_hold_its_state() -> None:
+    layer = recurrent_layer("rnn", 5, 6)
+    with pytest.raises(UserError, match="no gate that could hold its state over padding; use lstm or gru"):
+        layer(torch.randn(2, 3, 5), layer.initial_state(2), mask=torch.tensor([[True, True, False]] * 2))

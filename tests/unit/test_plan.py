@@ -69,7 +69,7 @@ def test_a_text_shorter_than_the_batch_is_refused() -> None:
 def sample_plan(counts: list[int], batch_tokens: int = 60, window_shards: int = 2, seed: int = 1) -> SamplePlan:
     generator = np.random.default_rng(9)
     lengths = [generator.integers(1, 30, count) for count in counts]
-    return SamplePlan(counts, lambda shard: lengths[shard][:, None], batch_tokens, window_shards, seed)
+    return SamplePlan(counts, lambda shard, epoch: lengths[shard][:, None], batch_tokens, window_shards, seed)
 
 
 def epoch_batches(plan: SamplePlan, epoch: int) -> list[list[tuple[int, int]]]:
@@ -89,7 +89,7 @@ def test_sample_plan_covers_every_sample_once_within_the_budget(
         assert seen == [(shard, index) for shard, count in enumerate(counts) for index in range(count)]
         for batch in batches:
             assert batch
-            assert len(batch) * max(plan.lengths(shard)[index, 0] for shard, index in batch) <= budget
+            assert len(batch) * max(plan.lengths(shard, 0)[index, 0] for shard, index in batch) <= budget
 
 
 def test_sample_plan_shuffles_every_epoch_anew_and_the_same_way_for_a_seed() -> None:
@@ -103,7 +103,7 @@ def test_sorting_by_length_keeps_padding_small() -> None:
     plan = sample_plan([400, 400], batch_tokens=300)
     real = padded = 0
     for batch in epoch_batches(plan, 0):
-        lengths = [int(plan.lengths(shard)[index, 0]) for shard, index in batch]
+        lengths = [int(plan.lengths(shard, 0)[index, 0]) for shard, index in batch]
         real, padded = real + sum(lengths), padded + len(lengths) * max(lengths)
     assert padded < 1.1 * real
 
@@ -113,7 +113,7 @@ def test_pairs_of_sequences_are_padded_little_on_both_sides() -> None:
     target = np.clip(generator.normal(14, 4, 20_000).astype(int), 3, 40)
     source = np.clip(target + generator.normal(0, 3, len(target)).astype(int), 2, 45)
     lengths = np.stack([target, source], axis=1)
-    plan = SamplePlan([len(lengths)], lambda shard: lengths, 2048, 1, seed=1)
+    plan = SamplePlan([len(lengths)], lambda shard, epoch: lengths, 2048, 1, seed=1)
     batches = [lengths[batch[:, 1]] for batch in plan.batches(0)]
     assert sum(map(len, batches)) == len(lengths)
     assert all(len(batch) * batch.max() <= 2048 for batch in batches)
@@ -122,7 +122,7 @@ def test_pairs_of_sequences_are_padded_little_on_both_sides() -> None:
 
 
 def test_a_sample_longer_than_a_batch_is_named() -> None:
-    plan = SamplePlan([3], lambda shard: np.array([[4, 2], [9, 90], [5, 5]]), 50, 1, seed=1)
+    plan = SamplePlan([3], lambda shard, epoch: np.array([[4, 2], [9, 90], [5, 5]]), 50, 1, seed=1)
     with pytest.raises(UserError, match="sample 1 of shard 0 has 90 tokens, batch_tokens allows 50"):
         plan.batches(0)
 

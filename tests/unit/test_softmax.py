@@ -46,6 +46,25 @@ def adaptive_twin(layer: AdaptiveSoftmax) -> nn.AdaptiveLogSoftmaxWithLoss:
 
 
 @pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("smoothing", [0.1, 0.5])
+def test_label_smoothing_equals_torch(size: tuple[int, int, int], smoothing: float) -> None:
+    count, width, vocabulary = size
+    layer = Softmax(width, vocabulary).double()
+    assert layer.bias is not None
+    nn.init.normal_(layer.bias)
+    hidden, targets = random_case(count, width, vocabulary, torch.float64)
+    logits = F.linear(hidden, layer.weight, layer.bias)
+    expected = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum", label_smoothing=smoothing)
+    found = layer.total_log_loss(hidden, targets, smoothing)
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(gradients(found, layer, hidden), gradients(expected, layer, hidden), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        torch.testing.assert_close(layer.total_log_loss(hidden, targets, smoothing), expected)
+
+
+@pytest.mark.usefixtures("chunks")
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

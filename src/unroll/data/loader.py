@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unroll.data.plan import SamplePlan, StreamPlan, rank_rows
+from unroll.data.plan import SamplePlan, StreamPlan, rank_rows, sample_key
 from unroll.data.shards import SampleReader, TokenStream
 
 MASKED = -1
@@ -262,7 +262,7 @@ class SampleLoader(_Prefetched):
         for micro in range(self.accumulation):
             own = rank_rows(len(rows), self.rank, self.world, micro, self.accumulation)
             places = rows[own].tolist()
-            keys = [(epoch << 48) + (shard << 24) + index for shard, index in places]
+            keys = [sample_key(epoch, shard, index) for shard, index in places]
             tensors = self.collate([self.reader.sample(shard, index) for shard, index in places], keys)
             targets = tensors.get("targets")
             batches.append(

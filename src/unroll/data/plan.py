@@ -86,7 +86,7 @@ class SamplePlan:
     sorted by length so that a batch is padded little, cut where rows x longest would pass `batch_tokens`, and the
     batches shuffled. Windows are numbered through all epochs; memory is the lengths of one window.
 
-    `lengths(shard)` gives the lengths of each sample of a shard, one for each sequence that it holds (target and
+    `lengths(shard, epoch)` gives the lengths of each sample of a shard, one for each sequence that it holds (target and
     source, say): int64 [samples, sequences]. The first decides the order, the second orders samples of equal first
     length, up and down in turn, so that neighbours are alike in both; the longest of all counts for the cut.
     """
@@ -94,7 +94,7 @@ class SamplePlan:
     def __init__(
         self,
         shard_counts: Sequence[int],
-        lengths: Callable[[int], np.ndarray],
+        lengths: Callable[[int, int], np.ndarray],
         batch_tokens: int,
         window_shards: int,
         seed: int,
@@ -125,7 +125,7 @@ class SamplePlan:
         shards = self.shards(window)
         counts = [self.shard_counts[shard] for shard in shards]
         samples = np.stack([np.repeat(shards, counts), np.concatenate([np.arange(count) for count in counts])], axis=1)
-        lengths = np.concatenate([self.lengths(shard) for shard in shards])  # [samples, sequences]
+        lengths = np.concatenate([self.lengths(shard, self.epoch(window)) for shard in shards])  # [samples, sequences]
         generator = np.random.default_rng([self.seed, self.epoch(window), window])
         order = generator.permutation(len(samples))
         order = order[_by_length(lengths[order])]
@@ -148,6 +148,11 @@ class SamplePlan:
                 cuts.append(i)
                 start, longest = i, length
         return cuts
+
+
+def sample_key(epoch: int, shard: int, index: int) -> int:
+    """A number for each sample of each epoch: seeds whatever is random in it."""
+    return (epoch << 48) + (shard << 24) + index
 
 
 def _by_length(lengths: np.ndarray) -> np.ndarray:

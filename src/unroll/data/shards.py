@@ -213,8 +213,8 @@ class SampleReader:
         self._loaded: OrderedDict[int, list[tuple[bytes, np.ndarray]]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def lengths(self, shard: int) -> np.ndarray:
-        """Lengths of each sample of a shard, for the plan: int64 [samples, sequences]."""
+    def lengths(self, shard: int, epoch: int = 0) -> np.ndarray:
+        """Lengths of each sample of a shard, for the plan, the same in every epoch: int64 [samples, sequences]."""
         entry = self.shards[shard]
         path = self.folder / lengths_name(entry["file"])
         data = path.read_bytes() if path.is_file() else b""

@@ -49,6 +49,11 @@ class ConditionalGenerator(nn.Module):
 
     output: Softmax
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of target symbols V, BOS and EOS included."""
+        return self.output.vocabulary
+
     def encode(self, inputs: Mapping[str, Tensor]) -> State:
         """Read the sources."""
         raise NotImplementedError
@@ -65,7 +70,7 @@ class ConditionalGenerator(nn.Module):
         """`tokens` [N] -> log-probabilities of the next token [N,V] (BOS: -inf), state, attention [N,S] or none."""
         output = self(tokens[:, None], memory, state)
         log_probabilities = self.output.log_probabilities(output.hidden[:, 0])  # [N,V]
-        log_probabilities[:, bos(self.output.vocabulary)] = -torch.inf
+        log_probabilities[:, bos(self.vocabulary)] = -torch.inf
         attention = None if output.attention is None else output.attention[:, 0]
         return log_probabilities, output.state, attention
 

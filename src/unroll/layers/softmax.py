@@ -157,9 +157,7 @@ def token_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: T
     return torch.cat([chunk_losses(h, t) for h, t in chunks])
 
 
-def total_loss(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float = 0.0
-) -> Tensor:
+def total_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float = 0.0) -> Tensor:
     """The sum of `token_losses`, with its gradients computed on the way if gradients are enabled."""
     if not torch.is_grad_enabled() and not smoothing:
         return token_losses(hidden, weight, bias, targets).sum()
