@@ -122,7 +122,7 @@ class PairWriter:
             self._count(source, target, longer)
             texts = {"source_text": pair.source, "target_text": pair.target}
             sample = {"id": self._written, **texts, "source": source, "target": target}
-            self._writer.write(sample, length=max(len(target) + 1, len(source) + 1))
+            self._writer.write(sample, len(target) + 1, len(source) + 1)
             self._written += 1
         self._waiting = []
 
