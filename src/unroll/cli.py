@@ -55,9 +55,14 @@ def show(recipe: Name, tiny: Tiny = False) -> None:
 @app.command()
 def prepare(dataset: Annotated[str, typer.Argument(help="a data set of params.yaml")]) -> None:
     """Download, verify and turn a data set into shards."""
+    from unroll.data.shards import load_manifest
     from unroll.stages.prepare import prepare as stage
 
-    typer.echo(stage(project_root(), dataset))
+    folder = stage(project_root(), dataset)
+    typer.echo(folder)
+    skipped = [f"{reason} {count}" for reason, count in load_manifest(folder)["skipped"].items() if count]
+    if skipped:
+        typer.echo(f"skipped: {', '.join(skipped)}", err=True)
 
 
 @app.command()

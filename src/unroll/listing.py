@@ -76,7 +76,8 @@ def print_recipe(root: Path, name: str, tiny: bool) -> None:
     recipe, place, console = load_recipe(root, name, tiny), Place(root), Console()
     console.print(f"[bold]{escape(recipe.title or name)}[/bold]  suite {recipe.suite}, task {recipe.task}")
     entry = load_datasets(root)[recipe.dataset]
-    console.print(f"data      {recipe.dataset} ({escape(entry.licence)}): {len(entry.sources)} source file(s)")
+    sources = f"{len(entry.sources)} source file(s)" if entry.sources else "generated"
+    console.print(f"data      {recipe.dataset} ({escape(entry.licence)}): {sources}")
     console.print(f"model     {escape(str(model_config(recipe)))}")
     if not place.data(recipe.dataset).exists():
         console.print(f"shapes    unknown until the data is prepared: unroll prepare {recipe.dataset}")

@@ -39,13 +39,16 @@ def folded(text: str) -> str:
 
 
 class HashSplit:
-    """Gives every text to a split by its hash: the same text (see `folded`) always to the same one."""
+    """Gives every text to a split by its hash: the same text (see `folded`) always to the same one.
 
-    def __init__(self, split: Mapping[str, float]) -> None:
-        self.names = list(split)
-        self._ends = [int(share * 2**64) for share in accumulate(map(exact, split.values()))]
+    split: {name: fraction}, in order; what the fractions before it leave is the last one's. Another `salt` splits anew.
+    """
+
+    def __init__(self, split: Mapping[str, float], salt: str = "") -> None:
+        self.names, self.salt = list(split), salt
+        self._ends = [int(share * 2**64) for share in accumulate(map(exact, split.values()))][:-1]
 
     def __call__(self, text: str) -> str:
         """Name of the split of this text."""
-        digest = hashlib.blake2b(folded(text).encode(), digest_size=8).digest()
+        digest = hashlib.blake2b((self.salt + folded(text)).encode(), digest_size=8).digest()
         return self.names[bisect(self._ends, int.from_bytes(digest, "big"))]
