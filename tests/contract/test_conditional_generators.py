@@ -11,7 +11,7 @@ from torch import Tensor
 from unroll.config import check, load_part
 from unroll.layers.generator import bos, eos
 
-MODELS = ["seq2seq"]
+MODELS = ["seq2seq", "bytenet"]
 CASES = [(name, number) for name in MODELS for number in range(len(load_part("models", name, "test").TINY))]
 VOCABULARY = {"source": 13, "target": 13}
 SOURCES = [[3, 1, 4, 1, 5, 12], [9, 2, 12], [6, 12], [5, 3, 5, 8, 9, 7, 9, 12]]

@@ -234,7 +234,9 @@ def test_logits_are_made_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None
     made = []
     original = softmax._logits_to_gradients
     monkeypatch.setattr(softmax, "CHUNK", 1000)
-    monkeypatch.setattr(softmax, "_logits_to_gradients", lambda x, *rest: (made.append(x.numel()), original(x, *rest))[1])
+    monkeypatch.setattr(
+        softmax, "_logits_to_gradients", lambda x, *rest: (made.append(x.numel()), original(x, *rest))[1]
+    )
     hidden, targets = random_case(65, 24, 101)
     LAYERS[0].total_log_loss(hidden, targets)
     assert sum(made) == 65 * 101

@@ -34,7 +34,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from unroll.config import Strict
-from unroll.layers.convolution import CausalConvolution
+from unroll.layers.convolution import CausalConvolution, DilatedBlock
 from unroll.layers.dropout import Dropout
 from unroll.layers.language_model import (
     LanguageModel,
@@ -110,25 +110,21 @@ class GatedBlock(nn.Module):
 
 
 class BytenetBlock(nn.Module):
-    """ByteNet's block for translation: the convolution works on half as many channels as the residual stream has."""
+    """ByteNet's block, causal, with the outputs that this file's blocks have."""
 
     def __init__(self, config: Config, dilation: int, last: bool) -> None:
         super().__init__()
-        width, channels = config.width, config.inside
-        self.norm_in, self.narrow = nn.LayerNorm(width), nn.Linear(width, channels)
-        self.norm_narrow = nn.LayerNorm(channels)
-        self.convolution = CausalConvolution(channels, channels, config.kernel, dilation)
-        self.norm_out, self.widen = nn.LayerNorm(channels), nn.Linear(channels, width)
-        self.dropout = Dropout(config.dropout, config.shared_over_time)
+        self.block = DilatedBlock(
+            config.width, config.inside, config.kernel, dilation, config.dropout, config.shared_over_time
+        )
 
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> State:
-        return self.convolution.initial_state(batch, device, dtype)
+        return self.block.initial_state(batch, device, dtype)
 
     def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, None, State]:
         """inputs [B,T,D] -> residual stream [B,T,D], no skip, state."""
-        narrow = self.narrow(F.relu(self.norm_in(inputs)))  # [B,T,C]
-        filtered, state = self.convolution(F.relu(self.norm_narrow(narrow)), state)  # [B,T,C]
-        return inputs + self.widen(self.dropout(F.relu(self.norm_out(filtered)))), None, state
+        outputs, state = self.block(inputs, state)
+        return outputs, None, state
 
 
 class TcnBlock(nn.Module):
