@@ -47,12 +47,16 @@ def write_system(root: Path, suite: str, dataset: str, recipe: str, index: int, 
     content = results(recipe, dataset, nats, counting) | {"recipe": name or recipe}
     write_json(root / "results" / suite / f"{name or recipe}.json", content)
     folder = root / "evaluations" / suite / (name or recipe)
-    columns = {"numerator": nats.tolist(), "denominator": [1000] * BLOCKS}
-    in_bits = {"numerator": (nats / math.log(2)).tolist(), "denominator": [1000] * BLOCKS}
-    write_json(folder / "statistics.json", {"nats_per_char": columns, "bits_per_byte": in_bits, "distinct_n": None})
+    in_bits = nats / math.log(2)
+    write_json(folder / "statistics.json", {"nats_per_char": statistics(nats), "bits_per_byte": statistics(in_bits)})
     if not counting:
         write_lines(folder / "history.jsonl", history(MEANS[recipe], generator))
     write_lines(folder / "samples.jsonl", samples(recipe))
+
+
+def statistics(losses: np.ndarray) -> dict[str, Any]:
+    """Losses over blocks of a thousand characters."""
+    return {"values": [[loss, 1000.0] for loss in losses.tolist()], "conditions": f"{BLOCKS} blocks of 1000"}
 
 
 def results(recipe: str, dataset: str, nats: np.ndarray, counting: bool) -> dict[str, Any]:

@@ -125,11 +125,12 @@ def test_only_real_differences_are_marked_as_differences(suite: Path) -> None:
 @pytest.mark.parametrize("damage", ["other blocks", "fewer blocks", "no file"])
 def test_systems_without_the_same_blocks_are_not_tested(suite: Path, damage: str) -> None:
     path = suite / "evaluations" / "demo" / "kneser-ney-6" / "statistics.json"
-    columns = json.loads(path.read_text())["nats_per_char"]
+    statistics = json.loads(path.read_text())["nats_per_char"]
     if damage == "other blocks":
-        columns["denominator"][0] += 1
-    columns = {key: values[: 50 if damage == "fewer blocks" else None] for key, values in columns.items()}
-    write_json(path, {"nats_per_char": columns})
+        statistics["conditions"] = "other blocks"
+    if damage == "fewer blocks":
+        statistics["values"] = statistics["values"][:50]
+    write_json(path, {"nats_per_char": statistics})
     if damage == "no file":
         path.unlink()
     group = board_of(suite).groups[0]
@@ -195,8 +196,14 @@ def test_an_unknown_suite_names_the_nearest(suite: Path) -> None:
             '{"text": 1}\n',
             r"samples\.jsonl:1: 'text' is 1, a string is expected",
         ),
-        ("evaluations/demo/lstm/statistics.json", '{"m": {"numerator": [1], "denominator": []}}', "statistics.json: "),
-        ("evaluations/demo/lstm/statistics.json", "[]", r"statistics\.json: \{metric: \{numerator, denominator\}\}"),
+        ("evaluations/demo/lstm/statistics.json", '{"m": {"values": [[1, 2], [3]]}}', r"statistics\.json: .*again$"),
+        (
+            "evaluations/demo/lstm/statistics.json",
+            '{"m": {"numerator": []}}',
+            r"statistics\.json: .*evaluate lstm again$",
+        ),
+        ("evaluations/demo/lstm/statistics.json", '{"m": {"values": [1]}}', r"statistics\.json: .*again$"),
+        ("evaluations/demo/lstm/statistics.json", "[]", r"statistics\.json: \{metric: \{values, conditions\}\}"),
     ],
 )
 def test_damaged_files_are_named_with_their_place(suite: Path, file: str, text: str, message: str) -> None:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from unroll.config import Reference, nearest
 from unroll.errors import UserError
+from unroll.metrics import Statistics
 from unroll.metrics._predictions import read_lines
 
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
@@ -102,7 +103,7 @@ class System:
     """All that the report knows of one recipe. `missing` holds a sentence for each file that is not there."""
 
     result: Result
-    statistics: dict[str, np.ndarray] = field(default_factory=dict)  # metric -> [blocks,2]
+    statistics: dict[str, Statistics] = field(default_factory=dict)  # of each metric that has them
     history: list[dict[str, Any]] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -185,17 +186,20 @@ def _read_json(path: Path) -> Any:
         raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg} at column {error.colno}") from None
 
 
-def _read_statistics(path: Path) -> dict[str, np.ndarray]:
-    """Numerators and denominators per block of each metric that has them: [blocks,2]."""
+def _read_statistics(path: Path) -> dict[str, Statistics]:
+    """What the score of each metric adds up from, block by block or sentence by sentence."""
     content = _read_json(path)
     statistics = {}
     try:
-        for metric, columns in content.items():
-            if columns is not None:
-                pairs = zip(columns["numerator"], columns["denominator"], strict=True)
-                statistics[metric] = np.array([[number(a), number(b)] for a, b in pairs]).reshape(-1, 2)  # [blocks,2]
+        for metric, entry in content.items():
+            values = np.array([[number(value) for value in row] for row in entry["values"]], dtype=np.float64)  # [n,k]
+            if values.ndim != 2:
+                raise ValueError(f"{metric}: values are no table")
+            statistics[metric] = Statistics(values, str(entry["conditions"]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: {{metric: {{numerator, denominator}}}} of equal length expected: {error}") from None
+        raise UserError(
+            f"{path}: {{metric: {{values, conditions}}}} expected, found {error}; evaluate {path.parent.name} again"
+        ) from None
     return statistics
 
 
