@@ -6,7 +6,8 @@ here a second time, over arrays, because intervals and tests need it for thousan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -37,26 +38,33 @@ def corpus_metric(
         """sacrebleu's counts of each sentence: [sentences,k]."""
         sentences = read_sentences(predictions)
         checked = check(kind, options, "evaluate options")
-        values = np.array(_counts(make(checked), sentences), dtype=np.float64)
+        _, found = _counted(make, checked, tuple(sentences))
         how = checked.model_dump(mode="json", exclude={"samples", "seed"})
-        return Statistics(values, conditions(sentences, {"metric": kind.__module__, **how}))
+        return Statistics(np.array(found, dtype=np.float64), conditions(sentences, {"metric": kind.__module__, **how}))
 
     def compute(predictions: Path, options: Mapping[str, Any]) -> Score:
         """The corpus score as sacrebleu computes it, with a bootstrap interval over sentences."""
         checked = check(kind, options, "evaluate options")
-        metric = make(checked)
-        counts = _counts(metric, read_sentences(predictions))
-        result = metric._aggregate_and_compute(counts)
-        values = np.array(counts, dtype=np.float64)
+        metric, found = _counted(make, checked, tuple(read_sentences(predictions)))
+        result = metric._aggregate_and_compute(found)
+        values = np.array(found, dtype=np.float64)
         return scored(values, score, result.name, checked, str(metric.get_signature()), float(result.score))
 
     return statistics, compute
 
 
-def _counts(metric: Metric, sentences: list[Sentence]) -> list[list[float]]:
+@functools.lru_cache(maxsize=4)
+def _counted(
+    make: Callable[[Any], Metric], options: Any, sentences: tuple[Sentence, ...]
+) -> tuple[Metric, list[list[float]]]:
+    """Kept for the next call: `compute` and `statistics` need the same counts, and those of TER take seconds."""
+    metric = make(options)
+    return metric, counts(metric, sentences)
+
+
+def counts(metric: Metric, sentences: Sequence[Sentence]) -> list[list[float]]:
     """What sacrebleu counts in each sentence; sentences may have different numbers of references."""
     streams = list(zip_longest(*(sentence.references for sentence in sentences)))
-    counts: list[list[float]] = metric._extract_corpus_statistics(
-        [sentence.hypothesis for sentence in sentences], streams
-    )
-    return counts
+    hypotheses = [sentence.hypothesis for sentence in sentences]
+    found: list[list[float]] = metric._extract_corpus_statistics(hypotheses, streams)
+    return found

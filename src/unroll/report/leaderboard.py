@@ -23,7 +23,7 @@ Pair = tuple[str, str]  # two recipes, in the order of the ranking
 
 @dataclass(frozen=True)
 class Group:
-    """Systems on one split of one data set by one metric, best first; p-values are corrected for all its pairs."""
+    """Systems on one test set by one metric, best first; p-values are corrected for all its pairs."""
 
     dataset: str
     split: str
@@ -128,11 +128,20 @@ def holm(p_values: Mapping[Pair, float]) -> dict[Pair, float]:
 
 
 def group_by_test_set(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Result]]:
-    """Results that compare: one data set, one split, one primary metric; in the order of these names."""
+    """Results that compare: one test set (name, split), one primary metric; in the order of these names."""
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.dataset, result.split, result.primary), []).append(result)
+        groups.setdefault((*result.tested_on, result.primary), []).append(result)
     return dict(sorted(groups.items()))
+
+
+def signatures(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """How the primary scores were computed, each way with its results; where there are several they hardly compare."""
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        if result.score:
+            found.setdefault(result.score.signature.partition("|bootstrap:")[0], []).append(result)
+    return found
 
 
 def _groups(systems: Sequence[System]) -> list[Group]:

@@ -14,8 +14,11 @@ from unroll.config import Recipe, load_part, load_recipe, nearest
 from unroll.errors import UserError
 from unroll.files import new_folder
 from unroll.journal import Journal, history
-from unroll.metrics import Score
-from unroll.report.plots import save_losses
+from unroll.metrics import Score, ScoreOfSums, Statistics
+from unroll.metrics._breakdown import by_length, examples
+from unroll.metrics._predictions import SENTENCES, Sentence, read_sentences
+from unroll.report.attention import read_attention
+from unroll.report.plots import save_attention, save_losses
 from unroll.stages.train import sent_to_tracker
 from unroll.training.checkpoint import read_description
 from unroll.training.runs import Place
@@ -102,8 +105,14 @@ def _journal(recipe: Recipe, place: Place, seed: int, values: dict[str, float], 
         with Journal(run) as journal:
             last = max((points[-1].step for points in history(run).values()), default=0)
             journal.scores(last, {f"test/{metric}": value for metric, value in values.items()})
-            plot = place.root / "evaluations" / recipe.suite / recipe.name / "losses.png"
-            for path, to in ((predictions / "samples.jsonl", "samples"), (plot, "plots")):
+            kept = place.root / "evaluations" / recipe.suite / recipe.name
+            artifacts = {
+                predictions / "samples.jsonl": "samples",
+                kept / "examples.json": "samples",
+                kept / "losses.png": "plots",
+                kept / "attention": "attention",
+            }
+            for path, to in artifacts.items():
                 if path.exists():
                     journal.artifact(path, to)
 
@@ -112,19 +121,45 @@ def _keep_details(recipe: Recipe, place: Place, names: list[str], out: Path) -> 
     """What the report needs beside the scores, of the first seed."""
     first = recipe.seeds[0]
     predictions = place.predictions(recipe, first)
-    kept: dict[str, Any] = {}
+    found: dict[str, tuple[Statistics, ScoreOfSums]] = {}
     for metric in names:
-        found = load_part("metrics", metric, "metrics").statistics(predictions, recipe.evaluate.get(metric, {}))
-        if found is not None:
-            kept[metric] = {"values": found.values.tolist(), "conditions": found.conditions}
+        module = load_part("metrics", metric, "metrics")
+        added_up = module.statistics(predictions, recipe.evaluate.get(metric, {}))
+        if added_up is not None:
+            found[metric] = added_up, module.score
+    kept = {name: {"values": s.values.tolist(), "conditions": s.conditions} for name, (s, _) in found.items()}
     with new_folder(out) as partial:
         (partial / "statistics.json").write_text(json.dumps(kept))
         curves = history(place.history(recipe, first), limit=CURVE_POINTS)
         lines = [{"step": at, "time": when, key: value} for key, points in curves.items() for at, when, value in points]
         (partial / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         save_losses(lines, partial / "losses.png")
-        if (predictions / "samples.jsonl").exists():
-            shutil.copyfile(predictions / "samples.jsonl", partial / "samples.jsonl")
+        for name in ("samples.jsonl", "attention.jsonl"):
+            if (predictions / name).exists():
+                shutil.copyfile(predictions / name, partial / name)
+        if (predictions / SENTENCES).exists():
+            _keep_sentences(read_sentences(predictions), found, partial)
+            _draw_attention(partial)
+
+
+def _keep_sentences(
+    sentences: list[Sentence], metrics: dict[str, tuple[Statistics, ScoreOfSums]], folder: Path
+) -> None:
+    """Scores by length of the source, of the metrics over sentences, and example sentences."""
+    of_sentences = {name: metric for name, metric in metrics.items() if len(metric[0].values) == len(sentences)}
+    (folder / "lengths.json").write_text(json.dumps(by_length(sentences, of_sentences)))
+    (folder / "examples.json").write_text(json.dumps(examples(sentences)))
+
+
+def _draw_attention(folder: Path) -> None:
+    """A picture for the tracker of each sentence of `attention.jsonl`; the report draws its own."""
+    kept = folder / "attention.jsonl"
+    for attention in read_attention(kept) if kept.exists() else []:
+        if attention.fits and attention.weights.size:
+            (folder / "attention").mkdir(exist_ok=True)
+            save_attention(attention, folder / "attention" / f"sentence-{attention.number}.png")
+        else:
+            print(f"sentence {attention.number}: its attention is empty or too large to be drawn", flush=True)
 
 
 def _cost(recipe: Recipe, place: Place) -> dict[str, Any]:
