@@ -2,7 +2,7 @@
 
 Significance: approximate randomisation over the blocks or sentences (`metrics/bootstrap.py`) for every pair of systems
 scored on the same ones in the same way, corrected for the number of pairs by Holm's step-down method; the paired
-bootstrap stands beside it. The tests speak of this text and these trained weights, not of the luck of the seed.
+bootstrap stands beside it uncorrected. The tests speak of this text and these trained weights, not of the luck of the seed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ Pair = tuple[str, str]  # two recipes, in the order of the ranking
 
 @dataclass(frozen=True)
 class Group:
-    """Systems on one test set by one metric, best first; p-values are corrected for all its pairs."""
+    """Systems on one test set by one metric, best first. `p_values` are corrected for all its pairs; those of the
+    paired bootstrap are as they came out, to stand beside what sacrebleu prints."""
 
     dataset: str
     split: str
@@ -52,7 +53,7 @@ class Group:
         return _of_pair(self.p_values, a, b)
 
     def bootstrap_p_value(self, a: System, b: System) -> float | None:
-        """The same by the paired bootstrap."""
+        """p-value of a pair by the paired bootstrap, not corrected."""
         return _of_pair(self.bootstrap_p_values, a, b)
 
     def standing(self, system: System) -> str:
@@ -151,7 +152,7 @@ def _groups(systems: Sequence[System]) -> list[Group]:
         lower_is_better, definition = direction(metric)
         ranked = [by_recipe[result.recipe] for result in rank(results, lower_is_better)]
         tested, resampled = _pairs(ranked, metric)
-        groups.append(Group(dataset, split, metric, lower_is_better, definition, ranked, holm(tested), holm(resampled)))
+        groups.append(Group(dataset, split, metric, lower_is_better, definition, ranked, holm(tested), resampled))
     return groups
 
 

@@ -118,8 +118,10 @@ def _note(result: Result) -> str:
 
 
 def _signatures(ranked: Sequence[Result]) -> list[str]:
-    """How the scores were computed; by whom, where that is not the same for all."""
+    """How the scores were computed, where that is more than a number of blocks; whose, where they differ."""
     ways, lines = signatures(ranked), []
+    if len(ways) == 1 and "|" not in next(iter(ways)):
+        return []
     for way, results in ways.items():
         whose = f" of {', '.join(escape(result.name) for result in results)}" if len(ways) > 1 else ""
         lines.append(f"- Signature{whose}: {escape(way)}\n")
