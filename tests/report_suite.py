@@ -1,11 +1,15 @@
-"""A made-up suite on disk: results and evaluation files as the evaluate stage writes them, for tests of the report."""
+"""Made-up suites on disk: results and evaluation files as the evaluate stage writes them, for tests of the report."""
 
+import importlib
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from unroll.metrics._breakdown import by_length, examples
+from unroll.metrics._predictions import Sentence
 
 HOSTILE = "</title></style><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 TITLES = {
@@ -47,12 +51,16 @@ def write_system(root: Path, suite: str, dataset: str, recipe: str, index: int, 
     content = results(recipe, dataset, nats, counting) | {"recipe": name or recipe}
     write_json(root / "results" / suite / f"{name or recipe}.json", content)
     folder = root / "evaluations" / suite / (name or recipe)
-    columns = {"numerator": nats.tolist(), "denominator": [1000] * BLOCKS}
-    in_bits = {"numerator": (nats / math.log(2)).tolist(), "denominator": [1000] * BLOCKS}
-    write_json(folder / "statistics.json", {"nats_per_char": columns, "bits_per_byte": in_bits, "distinct_n": None})
+    in_bits = nats / math.log(2)
+    write_json(folder / "statistics.json", {"nats_per_char": statistics(nats), "bits_per_byte": statistics(in_bits)})
     if not counting:
         write_lines(folder / "history.jsonl", history(MEANS[recipe], generator))
     write_lines(folder / "samples.jsonl", samples(recipe))
+
+
+def statistics(losses: np.ndarray) -> dict[str, Any]:
+    """Losses over blocks of a thousand characters."""
+    return {"values": [[loss, 1000.0] for loss in losses.tolist()], "conditions": f"{BLOCKS} blocks of 1000"}
 
 
 def results(recipe: str, dataset: str, nats: np.ndarray, counting: bool) -> dict[str, Any]:
@@ -136,3 +144,103 @@ def samples(recipe: str) -> list[dict[str, Any]]:
     }
     rows = [{"temperature": t, "top_k": None, "top_p": None, "prompt": "ROMEO:\n", "text": s} for t, s in texts.items()]
     return [*rows, {"temperature": 1.0, "top_k": 40, "top_p": 0.95, "prompt": "", "text": f"{recipe}: " + texts[0.8]}]
+
+
+# A suite of translators: sentences, BLEU with sacrebleu's signature, attention
+
+TRANSLATORS = {
+    "attention": ("LSTM with attention, 2 × 256", "multi30k-de-en", 0.16),
+    "attention_bpe": ("Deep LSTM with attention, joint BPE", "multi30k-de-en-bpe", 0.14),
+    "no_attention": ("GRU encoder-decoder", "multi30k-de-en", 0.45),
+}
+SENTENCES = 200
+TEST_SET = "multi30k-de-en/test_2016_flickr"
+TEXTS = (
+    "Ein Hund rennt über die grüne Wiese und zwei Männer in roten Hemden sehen ihm dabei zu während es heute regnet "
+    "vor dem kleinen Haus steht noch eine alte Frau mit ihrem Kind das gerade laut lacht",
+    "A dog runs across the green meadow and two men wearing red shirts are watching it while rain falls today "
+    "outside of that small house stands one old woman with her child who just laughs loudly now",
+)
+_GERMAN, _ENGLISH = (text.split() for text in TEXTS)
+
+
+def write_translations(root: Path, suite: str = "cpu") -> Path:
+    """Three translators on one test set, two of them with attention; the same bytes every time."""
+    for index, recipe in enumerate(TRANSLATORS):
+        write_translator(root, suite, recipe, index)
+    return root
+
+
+def translations(recipe: str, index: int) -> list[Sentence]:
+    """Made-up sentences; hypotheses lose and confuse more words the longer the sentence is."""
+    text, generator = np.random.default_rng(7), np.random.default_rng(index)
+    sentences = []
+    for number in range(SENTENCES):
+        length = int(text.integers(3, 32))
+        chosen = text.permutation(len(_GERMAN))[:length]
+        source, reference = (" ".join(words[i] for i in chosen) + "." for words in (_GERMAN, _ENGLISH))
+        noise = TRANSLATORS[recipe][2] * (0.4 + length / 25)
+        kept = [_ENGLISH[i] if generator.random() > noise else str(generator.choice(_ENGLISH)) for i in chosen]
+        hypothesis = "" if number == 11 else " ".join(kept) + "."
+        sentences.append(Sentence(source, (reference,), hypothesis))
+    return sentences
+
+
+def write_translator(root: Path, suite: str, recipe: str, index: int) -> None:
+    generator, (title, dataset, _) = np.random.default_rng(index), TRANSLATORS[recipe]
+    sentences = translations(recipe, index)
+    predictions = root / "predictions" / recipe / "seed-1"
+    lines = [
+        {"id": i, "source": s.source, "references": s.references, "hypothesis": s.hypothesis}
+        for i, s in enumerate(sentences)
+    ]
+    write_lines(predictions / "translations.jsonl", lines)
+    scores, found = {}, {}
+    for name in ("bleu", "chrf", "ter"):
+        metric = importlib.import_module(f"unroll.metrics.{name}")
+        scores[name] = metric.compute(predictions, {"samples": 200}).to_json()
+        found[name] = metric.statistics(predictions, {}), metric.score
+    note = "Scored on lower-cased spaCy tokens by torchtext's BLEU; ours is detokenised, sacrebleu 13a."
+    content = {
+        "recipe": recipe,
+        "title": title,
+        "task": "translation",
+        "dataset": dataset,
+        "model": {"name": "seq2seq"},
+        "split": "test_2016_flickr",
+        "test_set": TEST_SET,
+        "seeds": [1],
+        "commit": "0123456789ab",
+        "primary": "bleu",
+        "metrics": scores,
+        "reference": {
+            "metric": "bleu",
+            "value": 20.61 if recipe == "no_attention" else 28.3,
+            "source": "bentrevett/pytorch-seq2seq",
+            "same_conditions": False,
+            "note": note,
+        },
+        "cost": cost(counting=False),
+        "data_hash": "8e" * 32,
+        "configuration": {"model": {"cell": "lstm", "width": 256, "layers": 2}},
+    }
+    write_json(root / "results" / suite / f"{recipe}.json", content)
+    folder = root / "evaluations" / suite / recipe
+    statistics_of = {name: {"values": s.values.tolist(), "conditions": s.conditions} for name, (s, _) in found.items()}
+    write_json(folder / "statistics.json", statistics_of)
+    write_json(folder / "lengths.json", by_length(sentences, found))
+    write_json(folder / "examples.json", examples(sentences))
+    write_lines(folder / "history.jsonl", history(1.6 + 0.3 * index, generator))
+    if recipe != "no_attention":
+        write_lines(
+            folder / "attention.jsonl", [attention(sentences[i], i, r) for i, r in ((0, "first"), (5, "worst"))]
+        )
+
+
+def attention(sentence: Sentence, number: int, reason: str) -> dict[str, Any]:
+    """Nearly diagonal weights."""
+    source, target = [*sentence.source.split(), "</s>"], [*sentence.hypothesis.split(), "</s>"]
+    distance = np.subtract.outer(np.arange(len(target)) * len(source) / len(target), np.arange(len(source)))
+    weights = np.exp(-np.abs(distance + np.sin(np.arange(len(target)))[:, None])) + 1e-4  # [T,S]
+    rows = (weights / weights.sum(axis=1, keepdims=True)).tolist()
+    return {"id": number, "source": source, "target": target, "weights": rows, "reason": reason}

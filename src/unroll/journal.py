@@ -57,6 +57,7 @@ class Journal:
         self.folder = folder
         self.path = folder / "journal.jsonl"
         self._last_step: dict[str, int] = {}
+        self._last_value: dict[str, float | str] = {}
         self._known: dict[str, dict[str, Any]] = {"params": {}, "tag": {}}
         with readable_errors(self.path):
             folder.mkdir(parents=True, exist_ok=True)
@@ -85,11 +86,14 @@ class Journal:
             UserError: the disk is full or read-only.
         """
         last = self._last_step
-        fresh = {key: _number(value) for key, value in values.items() if step > last.get(key, -1)}
-        if fresh:
-            self._write({"kind": "metrics", "time": time, "step": step, "values": fresh})
-            for key in fresh:
-                last[key] = step
+        self._write_metrics(step, {key: value for key, value in values.items() if step > last.get(key, -1)}, time)
+
+    def scores(self, step: int, values: Mapping[str, float]) -> None:
+        """Record scores of a trained model at its last step; one that was recorded before is written if it changed."""
+        last = self._last_value
+        self._write_metrics(
+            step, {key: value for key, value in values.items() if last.get(key) != _number(value)}, None
+        )
 
     def artifact(self, path: Path, to: str = "") -> None:
         """Name a file or folder to be kept with the run, under the folder `to` of the tracker."""
@@ -127,10 +131,17 @@ class Journal:
 
     def _recall(self, line: Mapping[str, Any]) -> None:
         if line["kind"] == "metrics":
-            for key in line["values"]:
+            for key, value in line["values"].items():
                 self._last_step[key] = max(line["step"], self._last_step.get(key, -1))
+                self._last_value[key] = _number(value)
         elif line["kind"] in self._known:
             self._known[line["kind"]].update(line["values"])
+
+    def _write_metrics(self, step: int, values: Mapping[str, float], time: float | None) -> None:
+        if values:
+            line = {"kind": "metrics", "time": time, "step": step, "values": {k: _number(v) for k, v in values.items()}}
+            self._write(line)
+            self._recall(line)
 
     def _write_new(self, kind: str, values: Mapping[str, Any]) -> None:
         plain = json.loads(json.dumps(_safe(values), default=str))

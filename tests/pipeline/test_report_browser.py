@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_suite import HOSTILE, write_json, write_lines, write_suite
+from report_suite import HOSTILE, write_json, write_lines, write_suite, write_translations
 
 from unroll.report.build import build
 
@@ -137,6 +137,40 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("demo", root / "results" / "demo", root / "evaluations" / "demo", root / "reports" / "demo")
 
 
+@pytest.fixture(scope="module")
+def translators(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with sentences and heat-maps, hostile ones among them."""
+    root = write_translations(tmp_path_factory.mktemp("translators"))
+    folder = root / "evaluations" / "cpu" / "attention"
+    example = {"rank": "worst", "id": 0, "chrf": 1.0, "source": HOSTILE, "references": [HOSTILE], "hypothesis": HOSTILE}
+    write_json(folder / "examples.json", [example])
+    sentence = {"id": 0, "source": [HOSTILE] * 60, "target": ["b"], "weights": [[0.01] * 60], "reason": HOSTILE}
+    write_lines(folder / "attention.jsonl", [sentence])
+    return build("cpu", root / "results" / "cpu", root / "evaluations" / "cpu", root / "reports" / "cpu")
+
+
+@pytest.mark.parametrize("width", [360, 1400])
+@pytest.mark.parametrize("dark", [False, True])
+def test_sentences_and_heat_maps_can_be_read(browser: Browser, translators: Path, width: int, dark: bool) -> None:
+    """A map wider than the screen scrolls in its frame and not the page; the page's colours reach it."""
+    browser.open(translators, width=width, dark=dark)
+    browser.value("document.querySelectorAll('details').forEach(e => e.open = true)")
+    assert browser.value("document.scripts.length + document.images.length") == 0
+    assert browser.seen("Log.entryAdded") == []
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    assert browser.value("document.querySelectorAll('svg.attention rect title').length") > 60
+    heights = browser.value(
+        "[...document.querySelectorAll('.attention text')].map(e => e.getBoundingClientRect().height)"
+    )
+    assert min(heights) >= 10
+    style = "getComputedStyle(document.documentElement).getPropertyValue('--series-0')"
+    [red, green, blue] = [int(browser.value(style)[start : start + 2], 16) for start in (1, 3, 5)]
+    assert (
+        browser.value("getComputedStyle(document.querySelector('.heat rect')).fill") == f"rgb({red}, {green}, {blue})"
+    )
+    assert [(ratio, text) for ratio, text in browser.value(CONTRASTS) if ratio < 4.5] == []
+
+
 def test_nothing_is_fetched_and_nothing_is_complained_of(browser: Browser, page: Path) -> None:
     browser.open(page)
     browser.value("new Promise(done => setTimeout(done, 500))")
@@ -205,6 +239,7 @@ CONTRASTS = """
   };
   return [...document.body.querySelectorAll('*')]
     .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) && !e.closest('.skip'))
+    .filter(e => e.tagName !== 'title')
     .map(e => {
       const style = getComputedStyle(e);
       const color = e.closest('svg') ? style.fill : style.color;

@@ -49,6 +49,18 @@ def test_everything_written_is_read_back_in_order(folder: Path) -> None:
     assert all(abs(line["time"] - 1000.5) < 1e-6 or line["time"] > 1.7e9 for line in found)
 
 
+def test_a_score_is_recorded_again_only_if_it_changed(folder: Path) -> None:
+    """Evaluated anew with a corrected metric, a run must not keep its old score in the tracker."""
+    evaluations = [{"test/bleu": 35.0, "test/ter": math.inf}, {"test/bleu": 35.0, "test/ter": math.inf}]
+    evaluations.append({"test/bleu": 36.5, "test/ter": math.inf, "test/chrf": 50.0})
+    for scores in evaluations:
+        with Journal(folder) as journal:
+            journal.scores(100, scores)
+            journal.metrics(100, {"test/bleu": 1.0})  # training does replay its steps
+    found = [line["values"] for line in read(folder)]
+    assert found == [{"test/bleu": 35.0, "test/ter": math.inf}, {"test/bleu": 36.5, "test/chrf": 50.0}]
+
+
 def test_a_torn_last_line_is_cut_and_the_run_goes_on(folder: Path) -> None:
     with Journal(folder) as journal:
         journal.metrics(1, {"loss": 1.0})

@@ -89,10 +89,25 @@ def test_score_does_not_depend_on_how_the_text_is_cut(tmp_path: Path, metric: st
 def test_statistics_give_the_score_back(tmp_path: Path, metric: str) -> None:
     """What paired tests are run on is what the score was computed from."""
     predictions = write(tmp_path, block(0, 12.0), block(1, 48.0, 20, 60, 28))
-    statistics = importlib.import_module(f"unroll.metrics.{metric}").statistics(predictions)
-    assert statistics.shape == (2, 2)
-    ratio = statistics[:, 0].sum() / statistics[:, 1].sum()
-    assert compute(metric, predictions).value == pytest.approx(np.exp(ratio) if metric == "perplexity" else ratio)
+    module = importlib.import_module(f"unroll.metrics.{metric}")
+    values = module.statistics(predictions, {}).values
+    assert values.shape == (2, 2)
+    assert compute(metric, predictions).value == pytest.approx(module.score(values.sum(axis=0)))
+
+
+@pytest.mark.parametrize("metric", OVER_BLOCKS)
+def test_only_systems_with_the_same_blocks_compare(tmp_path: Path, metric: str) -> None:
+    """Other losses on the same blocks compare; blocks of other lengths, or fewer of them, do not."""
+    lines = [
+        [block(0, 12.0), block(1, 48.0)],
+        [block(0, 9.0), block(1, 1.0)],
+        [block(0, 12.0, 11, 41, 21), block(1, 8.0)],
+    ]
+    statistics = [
+        importlib.import_module(f"unroll.metrics.{metric}").statistics(write(tmp_path / str(number), *entries), {})
+        for number, entries in enumerate([*lines, lines[0][:1]])
+    ]
+    assert [statistics[0].comparable(other) for other in statistics] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("infinity", ['"inf"', "Infinity"])
@@ -137,6 +152,8 @@ GOOD = json.dumps(block(0, 5.0))
         ([GOOD, GOOD], r"blocks\.jsonl:2: block 0 is there twice"),
         ([GOOD, block(2, 1.0)], r"blocks\.jsonl: block 1 is missing of 3; the predictions are incomplete"),
         ([GOOD, block(1, 1.0, tokens=0)], r"blocks\.jsonl: block 1 has 0 tokens"),
+        ([GOOD, "[" * 100_000], r"blocks\.jsonl:2: not readable"),
+        ([GOOD, '{"block": ' + "1" * 5000 + "}"], r"blocks\.jsonl:2: not readable"),
         ([], r"blocks\.jsonl: no blocks"),
     ],
 )

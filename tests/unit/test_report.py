@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_suite import HOSTILE, write_json, write_lines, write_suite, write_system
+from report_suite import HOSTILE, SENTENCES, write_json, write_lines, write_suite, write_system, write_translations
 
 from unroll.errors import UserError
 from unroll.report import formatting, plots, results_page, tables, view
@@ -40,7 +40,7 @@ def pictures() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("bars", "losses", "gradient_norms") if "pictures" not in request.fixturenames else ():
+    for name in ("bars", "by_length", "losses", "gradient_norms") if "pictures" not in request.fixturenames else ():
         monkeypatch.setattr(plots, name, lambda *_: None)
 
 
@@ -125,17 +125,161 @@ def test_only_real_differences_are_marked_as_differences(suite: Path) -> None:
 @pytest.mark.parametrize("damage", ["other blocks", "fewer blocks", "no file"])
 def test_systems_without_the_same_blocks_are_not_tested(suite: Path, damage: str) -> None:
     path = suite / "evaluations" / "demo" / "kneser-ney-6" / "statistics.json"
-    columns = json.loads(path.read_text())["nats_per_char"]
+    statistics = json.loads(path.read_text())["nats_per_char"]
     if damage == "other blocks":
-        columns["denominator"][0] += 1
-    columns = {key: values[: 50 if damage == "fewer blocks" else None] for key, values in columns.items()}
-    write_json(path, {"nats_per_char": columns})
+        statistics["conditions"] = "other blocks"
+    if damage == "fewer blocks":
+        statistics["values"] = statistics["values"][:50]
+    write_json(path, {"nats_per_char": statistics})
     if damage == "no file":
         path.unlink()
     group = board_of(suite).groups[0]
     assert group.standing(group.systems[2]) == "untested"
     assert view.mark(group, group.systems[2]) == "not tested"
     assert len(group.p_values) == 6
+
+
+# Translators
+
+
+@pytest.fixture(scope="module")
+def translators(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_translations(tmp_path_factory.mktemp("translators"), "demo")
+
+
+@pytest.fixture
+def translation(translators: Path, tmp_path: Path) -> Path:
+    """A copy to change."""
+    return Path(shutil.copytree(translators, tmp_path, dirs_exist_ok=True))
+
+
+def test_systems_with_other_tokenizers_share_the_table_of_their_test_set(translation: Path) -> None:
+    [group] = board_of(translation).groups
+    assert (group.dataset, group.split, group.metric) == ("multi30k-de-en", "test_2016_flickr", "bleu")
+    assert [s.result.recipe for s in group.systems] == ["attention_bpe", "attention", "no_attention"]
+    assert {s.result.dataset for s in group.systems} == {"multi30k-de-en", "multi30k-de-en-bpe"}
+    assert len(group.p_values) == len(group.bootstrap_p_values) == 3
+    assert [group.standing(system) for system in group.systems] == ["best", "worse", "worse"]
+
+
+def test_systems_scored_on_other_references_are_not_tested_against_each_other(translation: Path) -> None:
+    """The name of the test set is a claim; the hash of the references decides."""
+    path = translation / "evaluations" / "demo" / "attention" / "statistics.json"
+    statistics = json.loads(path.read_text())
+    statistics["bleu"]["conditions"] = "0" * 64
+    write_json(path, statistics)
+    group = board_of(translation).groups[0]
+    assert view.mark(group, group.systems[1]) == "not tested"
+    assert list(group.p_values) == [("attention_bpe", "no_attention")]
+
+
+def test_scores_of_one_table_that_were_computed_in_different_ways_are_pointed_out(translation: Path) -> None:
+    assert "Take care" not in page_of(translation)
+
+    def without_case(content: dict[str, Any]) -> None:
+        bleu = content["metrics"]["bleu"]
+        bleu["signature"] = bleu["signature"].replace("case:mixed", "case:lc")
+
+    change(translation, "attention", without_case)
+    assert "Take care: the scores were computed in 2 ways" in page_of(translation)
+    page = results_page.page(translation / "results")
+    assert page.count("- Signature of ") == 2
+    assert "- Signature of LSTM with attention, 2 × 256: nrefs:1|case:lc|".replace("|", "\\|") in page
+
+
+def test_a_table_of_translators_has_its_columns_and_no_others(translation: Path) -> None:
+    page = page_of(translation)
+    columns = re.findall(r'<th role="columnheader"[^>]*>(?:<abbr[^>]*>)?([^<]*)', page)
+    assert columns[:7] == ["#", "System", "BLEU", "Against the best", "Published", "chrF2", "TER"]
+    assert "bits/byte" not in page
+    assert "higher is better" in page
+    assert re.search(r"<strong>\d\d\.\d\d</strong>", page)
+    assert "conditions differ): Scored on lower-cased spaCy tokens" in page
+
+
+def test_scores_out_of_a_hundred_have_two_digits_however_small(translation: Path) -> None:
+    change(translation, "no_attention", lambda content: content["metrics"]["bleu"].update(value=3.14159))
+    assert "<strong>3.14</strong>" in page_of(translation)
+    assert "**3.14**" in results_page.page(translation / "results")
+
+
+def test_results_page_of_translators_carries_the_signature(translation: Path) -> None:
+    text = results_page.page(translation / "results")
+    assert "**multi30k-de-en, test\\_2016\\_flickr** (BLEU, higher is better)" in text
+    names = re.findall(r"^\| ([^|]*?) \| \*\*", text, re.MULTILINE)
+    assert names == ["Deep LSTM with attention, joint BPE", "LSTM with attention, 2 × 256", "GRU encoder-decoder"]
+    assert re.search(
+        r"^- Signature: nrefs:1\\\|case:mixed\\\|eff:no\\\|tok:13a\\\|smooth:exp\\\|version:[\d.]+$", text, re.MULTILINE
+    )
+
+
+def test_scores_by_length_are_drawn_with_the_number_of_sentences(translation: Path, pictures: None) -> None:
+    page = page_of(translation)
+    assert "<h3>BLEU by length</h3>" in page
+    [label] = re.findall(r'aria-label="(BLEU by words in the source[^"]*)"', page)
+    assert label.count("≥ 25 ") == 3
+    buckets = board_of(translation).groups[0].systems[0].lengths
+    assert sum(bucket.n for bucket in buckets) == SENTENCES
+    assert all(f">({bucket.n})<" in page for bucket in buckets)
+    assert [bucket.label for bucket in buckets] == ["≤ 8", "9–12", "13–16", "17–24", "≥ 25"]
+
+
+def test_a_suite_of_one_length_has_no_picture_of_lengths(translation: Path, pictures: None) -> None:
+    for path in (translation / "evaluations" / "demo").glob("*/lengths.json"):
+        write_json(path, json.loads(path.read_text())[:1])
+    assert "by length" not in page_of(translation)
+
+
+def test_sentences_and_attention_are_shown(translation: Path) -> None:
+    page = page_of(translation)
+    assert page.count("<h4>Best: sentence ") == page.count("<h4>Middle: sentence ") == 9
+    assert "<h4>Worst: sentence 11, chrF 0.0</h4>" in page
+    assert "<i>empty</i>" in page
+    assert page.count('class="attention"') == 4
+    assert "Sentence 5: one of those it was least sure of" in page
+    assert "No samples" not in page
+
+
+def test_more_heat_maps_than_a_page_holds_are_counted(translation: Path) -> None:
+    path = translation / "evaluations" / "demo" / "attention" / "attention.jsonl"
+    small = {"source": ["a"], "target": ["b"], "weights": [[1.0]], "reason": "first"}
+    wide = {"source": ["a"] * 121, "target": ["b"], "weights": [[0.0] * 121], "reason": "longest"}
+    write_lines(path, [{"id": number, **(wide if number == 3 else small)} for number in range(10)])
+    page = page_of(translation)
+    assert page.count('class="attention"') == 2 + view.HEAT_MAPS_SHOWN
+    assert "3 more sentences in attention.jsonl. 1 sentence too long to be drawn." in page
+
+
+def test_hostile_sentences_and_tokens_are_escaped(translation: Path) -> None:
+    folder = translation / "evaluations" / "demo" / "attention"
+    example = {"rank": HOSTILE, "id": 0, "chrf": 1.0, "source": HOSTILE, "references": [HOSTILE], "hypothesis": HOSTILE}
+    write_json(folder / "examples.json", [example])
+    sentence = {"id": 0, "source": [HOSTILE], "target": [HOSTILE], "weights": [[1.0]], "reason": HOSTILE}
+    write_lines(folder / "attention.jsonl", [sentence])
+    change(translation, "attention", lambda content: content.update(test_set=f"{HOSTILE}/{HOSTILE}"))
+    page = page_of(translation)
+    for tag in ("<script", "<img", "</title></style>"):
+        assert tag not in page
+    assert page.count("&lt;script&gt;") > 8
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("lengths.json", "{}", r"lengths\.json: .*valid list"),
+        ("lengths.json", '[{"low": "x", "high": 3, "n": 1, "scores": {}}]', r"lengths\.json: 0\.low: .*found 'x'"),
+        ("examples.json", '[{"rank": "best"}]', r"examples\.json: 0\.id: Field required"),
+        ("examples.json", "[", r"examples\.json:1: not JSON"),
+        ("attention.jsonl", '{"id": 1}', r"attention\.jsonl:1: 'source' is None, a list of strings is expected"),
+    ],
+)
+def test_damaged_files_of_a_translator_are_named_with_their_place(
+    translation: Path, file: str, text: str, message: str
+) -> None:
+    (translation / "evaluations" / "demo" / "attention" / file).write_text(text)
+    with pytest.raises(UserError, match=message) as raised:
+        page_of(translation)
+    assert "\n" not in str(raised.value)
 
 
 # What is missing is said
@@ -195,8 +339,14 @@ def test_an_unknown_suite_names_the_nearest(suite: Path) -> None:
             '{"text": 1}\n',
             r"samples\.jsonl:1: 'text' is 1, a string is expected",
         ),
-        ("evaluations/demo/lstm/statistics.json", '{"m": {"numerator": [1], "denominator": []}}', "statistics.json: "),
-        ("evaluations/demo/lstm/statistics.json", "[]", r"statistics\.json: \{metric: \{numerator, denominator\}\}"),
+        ("evaluations/demo/lstm/statistics.json", '{"m": {"values": [[1, 2], [3]]}}', r"statistics\.json: .*again$"),
+        (
+            "evaluations/demo/lstm/statistics.json",
+            '{"m": {"numerator": []}}',
+            r"statistics\.json: .*evaluate lstm again$",
+        ),
+        ("evaluations/demo/lstm/statistics.json", '{"m": {"values": [1]}}', r"statistics\.json: .*again$"),
+        ("evaluations/demo/lstm/statistics.json", "[]", r"statistics\.json: \{metric: \{values, conditions\}\}"),
     ],
 )
 def test_damaged_files_are_named_with_their_place(suite: Path, file: str, text: str, message: str) -> None:

@@ -1,17 +1,27 @@
 """Scores of predictions files: one file per metric, whose name is the name in a recipe.
 
-Every metric file holds `lower_is_better`, `compute(predictions, options) -> Score` and
-`statistics(predictions) -> [blocks,2] or None` (numerators and denominators, for paired tests).
+Every metric file holds
+
+    lower_is_better                        bool
+    statistics(predictions, options)       Statistics [n,k] that add up over blocks or sentences, or None
+    score(sums [...,k]) -> [...]           the score of added-up statistics, over any leading dimensions
+    compute(predictions, options)          the Score: value, interval, n, unit, signature
+
+A metric whose `statistics` is None has no `score` and takes part in no test (`distinct_n`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+import numpy as np
 from pydantic import Field
 
 from unroll.config import Strict
+
+ScoreOfSums = Callable[[np.ndarray], np.ndarray]  # sums [...,k] -> scores [...]
 
 
 @dataclass(frozen=True)
@@ -35,8 +45,23 @@ class Score:
         return {key: "inf" if isinstance(v, float) and math.isinf(v) else v for key, v in values}
 
 
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What a score is computed from: numbers that add up over the n blocks or sentences of a test set.
+
+    `conditions` is a hash of what was scored and how (the references and the options; the denominators of a ratio).
+    """
+
+    values: np.ndarray  # [n,k]
+    conditions: str
+
+    def comparable(self, other: Statistics) -> bool:
+        """Whether a paired test of the two makes sense: the same n samples, scored in the same way."""
+        return self.conditions == other.conditions and self.values.shape == other.values.shape
+
+
 class Bootstrap(Strict):
-    """Options of metrics over blocks: how many bootstrap samples, drawn from which seed."""
+    """Options of metrics with an interval: how many bootstrap samples, drawn from which seed."""
 
     samples: int = Field(2000, ge=1)
     seed: int = 1

@@ -1,8 +1,10 @@
-"""Reading of predictions files, and the score that is a ratio of sums over the blocks in them.
+"""Reading of predictions files: JSON Lines, every line checked, every sample there once.
 
 `blocks.jsonl` of a language model: one line per fixed block of text,
 `{"block": i, "nats": sum of log-loss, "tokens": n, "bytes": b, "characters": c}`. The lines may come in any order
 (ranks write their own parts), but every block from 0 on is there once. A loss may be infinite, written "inf".
+`translations.jsonl` of a system that writes a text for each sample: `{"id": i, "source": raw text, "references": [raw
+text, ...], "hypothesis": raw text, ...}`, in any order, every id from 0 on once.
 `samples.jsonl`: `{"temperature", "top_k", "top_p", "prompt", "text"}`.
 """
 
@@ -10,18 +12,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unroll.config import check
+from unroll.config import hash_json
 from unroll.errors import UserError
-from unroll.metrics import Bootstrap, Score
-from unroll.metrics.bootstrap import Transform, interval
+
+SENTENCES = "translations.jsonl"
 
 _COUNTS = ("block", "tokens", "bytes", "characters")
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One test sample: what a system was given, what it may say (one or more references), and what it said."""
+
+    source: str
+    references: tuple[str, ...]
+    hypothesis: str
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -62,22 +74,27 @@ def ratio(predictions: Path, denominator: str, scale: float = 1.0) -> np.ndarray
     return np.array([blocks[block] for block in range(len(blocks))], dtype=np.float64)  # [blocks,2]
 
 
-def ratio_score(
-    statistics: np.ndarray, unit: str, options: Mapping[str, Any], transform: Transform | None = None
-) -> Score:
-    """Score of a ratio of sums over blocks [blocks,2], with its bootstrap interval (None of a single block).
+def read_sentences(predictions: Path) -> list[Sentence]:
+    """The samples of `translations.jsonl` in the order of their ids.
 
-    The value is summed exactly, so neither the order of the blocks nor how the text is cut into them changes it.
+    Raises:
+        UserError: file missing, a line malformed (file:line), an id missing or twice there, or no sentence at all.
     """
-    bootstrap: Bootstrap = check(Bootstrap, options, "evaluate options")
-    change = transform or (lambda ratios: ratios)
-    with np.errstate(over="ignore"):
-        value = float(change(np.array(math.fsum(statistics[:, 0]) / math.fsum(statistics[:, 1]))))
-    low, high = None, None
-    if len(statistics) > 1:
-        low, high = interval(statistics[:, 0], statistics[:, 1], change, bootstrap.samples, bootstrap.seed)
-    signature = f"blocks:{len(statistics)}|bootstrap:{bootstrap.samples}|seed:{bootstrap.seed}|v:1"
-    return Score(value, low, high, len(statistics), unit, signature)
+    path = predictions / SENTENCES
+    sentences: dict[int, Sentence] = {}
+    for number, entry in read_lines(path):
+        place = f"{path}:{number}"
+        _check_count(entry, "id", place)
+        if entry["id"] in sentences:
+            raise UserError(f"{place}: id {entry['id']} is there twice; every sentence stands on one line")
+        sentences[entry["id"]] = _sentence(entry, place)
+    _check_numbered(sentences, path, "sentence")
+    return [sentences[number] for number in range(len(sentences))]
+
+
+def conditions(sentences: list[Sentence], how: Mapping[str, Any]) -> str:
+    """Hash of the references and of how they are used: equal for systems that a paired test may compare."""
+    return hash_json([[sentence.references for sentence in sentences], how])
 
 
 def _object(line: bytes, place: str) -> dict[str, Any]:
@@ -87,6 +104,8 @@ def _object(line: bytes, place: str) -> dict[str, Any]:
         raise UserError(f"{place}: not UTF-8 at byte {error.start} of the line") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{place}: not JSON: {error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise UserError(f"{place}: not readable: {error}") from None
     if not isinstance(entry, dict):
         raise UserError(f"{place}: found {type(entry).__name__}, a JSON object is expected")
     return entry
@@ -109,12 +128,27 @@ def _loss(entry: Mapping[str, Any], place: str) -> float:
     return float(value)
 
 
+def _sentence(entry: Mapping[str, Any], place: str) -> Sentence:
+    references = entry.get("references")
+    if not isinstance(references, list) or not references or not all(isinstance(text, str) for text in references):
+        raise UserError(f"{place}: 'references' is {references!r:.80}, a list of one or more strings is expected")
+    for key in ("source", "hypothesis"):
+        if not isinstance(entry.get(key), str):
+            raise UserError(f"{place}: {key!r} is {entry.get(key)!r:.80}, a string is expected")
+    return Sentence(entry["source"], tuple(references), entry["hypothesis"])
+
+
+def _check_numbered(samples: Collection[int], path: Path, kind: str) -> None:
+    """Samples are numbered from 0 on without a gap."""
+    if not samples:
+        raise UserError(f"{path}: no {kind}s; at least one is expected")
+    if max(samples) != len(samples) - 1:
+        missing = next(number for number in range(len(samples)) if number not in samples)
+        raise UserError(f"{path}: {kind} {missing} is missing of {max(samples) + 1}; the predictions are incomplete")
+
+
 def _check_complete(blocks: Mapping[int, tuple[float, int]], path: Path, denominator: str) -> None:
-    if not blocks:
-        raise UserError(f"{path}: no blocks; at least one is expected")
-    if max(blocks) != len(blocks) - 1:
-        missing = next(block for block in range(len(blocks)) if block not in blocks)
-        raise UserError(f"{path}: block {missing} is missing of {max(blocks) + 1}; the predictions are incomplete")
+    _check_numbered(blocks, path, "block")
     for block, (_, count) in blocks.items():
         if count == 0:
             raise UserError(f"{path}: block {block} has 0 {denominator}; there is nothing to divide its log-loss by")

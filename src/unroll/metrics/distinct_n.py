@@ -32,7 +32,7 @@ class Options(Bootstrap):
     n: int = Field(2, ge=1, le=3)
 
 
-def statistics(predictions: Path) -> None:
+def statistics(predictions: Path, options: Mapping[str, Any]) -> None:
     """None: what is distinct depends on all samples together, so there is no sum over blocks to test with."""
 
 

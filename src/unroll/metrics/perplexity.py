@@ -6,31 +6,9 @@ do). `<eos>` counts where it is predicted. The mean is over tokens, not over blo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 
-from unroll.metrics import Score
-from unroll.metrics._predictions import ratio, ratio_score
+from unroll.metrics._loss_ratio import loss_ratio
 
 lower_is_better = True
-
-
-def statistics(predictions: Path) -> np.ndarray:
-    """Log-loss in nats and predicted tokens, per block: [blocks,2]."""
-    return ratio(predictions, "tokens")
-
-
-def compute(predictions: Path, options: Mapping[str, Any]) -> Score:
-    """exp(nats / tokens) over all blocks.
-
-    Args:
-        predictions: folder that holds `blocks.jsonl`.
-        options: `samples` and `seed` of the bootstrap.
-
-    Raises:
-        UserError: predictions missing, malformed or incomplete; unknown option.
-    """
-    return ratio_score(statistics(predictions), "perplexity", options, np.exp)
+statistics, score, compute = loss_ratio("tokens", "perplexity", change=np.exp)

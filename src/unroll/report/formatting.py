@@ -1,15 +1,36 @@
-"""Numbers as people read them: enough digits to compare, no more."""
+"""Numbers as people read them, enough digits to compare and no more; and text that is safe to show."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
+from typing import Any
 
 NOTHING = "–"
 
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff\ud800-\udfff]"
+)
+_OF_A_HUNDRED = ("BLEU", "chrF", "TER", "%")
 
-def decimals(values: Iterable[float]) -> int:
-    """Digits after the point for a column of scores: four below 10, two below 100, one above; the same for all."""
+
+def clean(value: Any) -> Any:
+    """A JSON value whose strings are safe to write as UTF-8, to stand in XML and to show."""
+    if isinstance(value, str):
+        return _UNSAFE.sub("\ufffd", value.replace("\r\n", "\n"))
+    if isinstance(value, dict):
+        return {clean(key): clean(entry) for key, entry in value.items()}
+    return [clean(entry) for entry in value] if isinstance(value, list) else value
+
+
+def decimals(values: Iterable[float], unit: str = "") -> int:
+    """Digits after the point for a column of scores, the same for all: four below 10, two below 100, one above.
+
+    Scores out of a hundred (BLEU and its like) have two, however small.
+    """
+    if unit.startswith(_OF_A_HUNDRED):
+        return 2
     finite = [abs(value) for value in values if math.isfinite(value)]
     least = min(finite, default=0.0)
     return 4 if least < 10 else 2 if least < 100 else 1

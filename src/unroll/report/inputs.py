@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from unroll.config import Reference, nearest
 from unroll.errors import UserError
+from unroll.metrics import Statistics
 from unroll.metrics._predictions import read_lines
-
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+from unroll.report.attention import Attention, read_attention
+from unroll.report.formatting import clean
 
 
 class _Loose(BaseModel):
@@ -56,13 +57,17 @@ class Cost(_Loose):
 
 
 class Result(_Loose):
-    """One `results/<suite>/<recipe>.json`. `primary` names the metric the leaderboard is sorted by."""
+    """One `results/<suite>/<recipe>.json`. `primary` names the metric the leaderboard is sorted by.
+
+    `test_set` is what systems must share to stand in one table; empty, it is the data set and the split.
+    """
 
     recipe: str
     task: str
     dataset: str
     model: str | dict[str, Any]
     split: str
+    test_set: str = ""
     seeds: list[int]
     commit: str | None
     primary: str
@@ -77,6 +82,14 @@ class Result(_Loose):
     def name(self) -> str:
         """What people read: the title, or the recipe's name where there is none."""
         return self.title or self.recipe
+
+    @property
+    def tested_on(self) -> tuple[str, str]:
+        """Name and split of the test set."""
+        if not self.test_set:
+            return self.dataset, self.split
+        name, _, split = self.test_set.partition("/")
+        return name, split
 
     @property
     def model_name(self) -> str:
@@ -97,24 +110,44 @@ class Sample:
     text: str
 
 
+class LengthBucket(_Loose):
+    """Scores over the n sentences whose source has `low` to `high` words; `high` is None of the last bucket."""
+
+    low: int
+    high: int | None
+    n: int
+    scores: dict[str, float]
+
+    @property
+    def label(self) -> str:
+        if self.high is None:
+            return f"≥ {self.low}"
+        return f"{self.low}–{self.high}" if self.low else f"≤ {self.high}"
+
+
+class Example(_Loose):
+    """One test sentence, what it should have become and what it became; `chrf` of it alone says how good that is."""
+
+    rank: str
+    id: int
+    chrf: float
+    source: str
+    references: list[str]
+    hypothesis: str
+
+
 @dataclass(frozen=True)
 class System:
     """All that the report knows of one recipe. `missing` holds a sentence for each file that is not there."""
 
     result: Result
-    statistics: dict[str, np.ndarray] = field(default_factory=dict)  # metric -> [blocks,2]
+    statistics: dict[str, Statistics] = field(default_factory=dict)  # of each metric that has them
     history: list[dict[str, Any]] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    lengths: list[LengthBucket] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    attention: list[Attention] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-
-
-def clean(value: Any) -> Any:
-    """A JSON value whose strings are safe to write as UTF-8 and to show."""
-    if isinstance(value, str):
-        return _UNSAFE.sub("\ufffd", value.replace("\r\n", "\n"))
-    if isinstance(value, dict):
-        return {clean(key): clean(entry) for key, entry in value.items()}
-    return [clean(entry) for entry in value] if isinstance(value, list) else value
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -142,17 +175,23 @@ def read_system(result: Result, folder: Path) -> System:
     if result.score is None:
         found = ", ".join(result.metrics) or "no metric at all"
         missing.append(f"No score: the results hold {found}, not {result.primary}. Predict and evaluate it again.")
-    present = {name: (folder / name).is_file() for name in ("statistics.json", "history.jsonl", "samples.jsonl")}
-    if not present["statistics.json"]:
+    if not (folder / "statistics.json").is_file():
         missing.append("Predictions are missing (no statistics.json): it takes part in no significance test.")
-    if not present["samples.jsonl"]:
+    if not any((folder / name).is_file() for name in ("samples.jsonl", "examples.json")):
         missing.append("No samples (samples.jsonl).")
+
+    def if_there(name: str, read: Callable[[Path], Any], otherwise: Any) -> Any:
+        return read(folder / name) if (folder / name).is_file() else otherwise
+
     return System(
         result,
-        _read_statistics(folder / "statistics.json") if present["statistics.json"] else {},
-        [clean(entry) for _, entry in read_lines(folder / "history.jsonl")] if present["history.jsonl"] else [],
-        _read_samples(folder / "samples.jsonl") if present["samples.jsonl"] else [],
-        missing,
+        statistics=if_there("statistics.json", _read_statistics, {}),
+        history=if_there("history.jsonl", lambda path: [clean(entry) for _, entry in read_lines(path)], []),
+        samples=if_there("samples.jsonl", _read_samples, []),
+        lengths=if_there("lengths.json", lambda path: _read_list(path, LengthBucket), []),
+        examples=if_there("examples.json", lambda path: _read_list(path, Example), []),
+        attention=if_there("attention.jsonl", read_attention, []),
+        missing=missing,
     )
 
 
@@ -165,15 +204,25 @@ def number(value: Any) -> float:
 
 
 def _read_result(path: Path) -> Result:
+    result: Result = _checked(path, Result)
+    if result.recipe != path.stem:
+        raise UserError(f"{path}: recipe: found {result.recipe!r}, the file's name says {path.stem!r}")
+    return result
+
+
+def _read_list(path: Path, kind: type[_Loose]) -> list[Any]:
+    entries: list[Any] = _checked(path, list[kind])  # type: ignore[valid-type]
+    return entries
+
+
+def _checked(path: Path, kind: Any) -> Any:
+    """The content of a JSON file as a `kind`; the first thing wrong with it is named."""
     try:
-        result = Result.model_validate(clean(_read_json(path)))
+        return TypeAdapter(kind).validate_python(clean(_read_json(path)))
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))
         raise UserError(f"{path}: {place}: {problem['msg']}, found {problem['input']!r:.80}") from None
-    if result.recipe != path.stem:
-        raise UserError(f"{path}: recipe: found {result.recipe!r}, the file's name says {path.stem!r}")
-    return result
 
 
 def _read_json(path: Path) -> Any:
@@ -185,17 +234,20 @@ def _read_json(path: Path) -> Any:
         raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg} at column {error.colno}") from None
 
 
-def _read_statistics(path: Path) -> dict[str, np.ndarray]:
-    """Numerators and denominators per block of each metric that has them: [blocks,2]."""
+def _read_statistics(path: Path) -> dict[str, Statistics]:
+    """What the score of each metric adds up from, block by block or sentence by sentence."""
     content = _read_json(path)
     statistics = {}
     try:
-        for metric, columns in content.items():
-            if columns is not None:
-                pairs = zip(columns["numerator"], columns["denominator"], strict=True)
-                statistics[metric] = np.array([[number(a), number(b)] for a, b in pairs]).reshape(-1, 2)  # [blocks,2]
+        for metric, entry in content.items():
+            values = np.array([[number(value) for value in row] for row in entry["values"]], dtype=np.float64)  # [n,k]
+            if values.ndim != 2:
+                raise ValueError(f"{metric}: values are no table")
+            statistics[metric] = Statistics(values, str(entry["conditions"]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: {{metric: {{numerator, denominator}}}} of equal length expected: {error}") from None
+        raise UserError(
+            f"{path}: {{metric: {{values, conditions}}}} expected, found {error}; evaluate {path.parent.name} again"
+        ) from None
     return statistics
 
 

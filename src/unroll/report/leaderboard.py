@@ -1,8 +1,8 @@
 """The leaderboard: systems scored on the same test set, ranked, with a test of every pair.
 
-Significance: approximate randomisation over the blocks (`metrics/bootstrap.py`) for every pair of systems with the same
-blocks, on the ratio of sums before any transform (nats per token for the perplexity), corrected for the number of pairs
-by Holm's step-down method. The test speaks of this text and these trained weights, not of the luck of the seed.
+Significance: approximate randomisation over the blocks or sentences (`metrics/bootstrap.py`) for every pair of systems
+scored on the same ones in the same way, corrected for the number of pairs by Holm's step-down method; the paired
+bootstrap stands beside it uncorrected. The tests speak of this text and these trained weights, not of the luck of the seed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unroll.config import load_part
-from unroll.metrics.bootstrap import paired_test, same_blocks
+from unroll.metrics.bootstrap import paired_bootstrap, paired_test
 from unroll.report.inputs import MetricValue, Result, System, read_results, read_system
 
 LEVEL = 0.05  # pairs with a smaller corrected p-value differ
@@ -23,7 +23,8 @@ Pair = tuple[str, str]  # two recipes, in the order of the ranking
 
 @dataclass(frozen=True)
 class Group:
-    """Systems on one split of one data set by one metric, best first; `p_values` are corrected for all its pairs."""
+    """Systems on one test set by one metric, best first. `p_values` are corrected for all its pairs; those of the
+    paired bootstrap are as they came out, to stand beside what sacrebleu prints."""
 
     dataset: str
     split: str
@@ -32,6 +33,7 @@ class Group:
     definition: str
     systems: list[System]
     p_values: dict[Pair, float]
+    bootstrap_p_values: dict[Pair, float]
 
     @property
     def unit(self) -> str:
@@ -48,8 +50,11 @@ class Group:
 
     def p_value(self, a: System, b: System) -> float | None:
         """Corrected p-value of a pair in either order; None where the pair was not tested."""
-        names = (a.result.recipe, b.result.recipe)
-        return self.p_values.get(names, self.p_values.get((names[1], names[0])))
+        return _of_pair(self.p_values, a, b)
+
+    def bootstrap_p_value(self, a: System, b: System) -> float | None:
+        """p-value of a pair by the paired bootstrap, not corrected."""
+        return _of_pair(self.bootstrap_p_values, a, b)
 
     def standing(self, system: System) -> str:
         """Against the best: "best", "tied" (not significantly different), "worse", or "untested"."""
@@ -124,11 +129,20 @@ def holm(p_values: Mapping[Pair, float]) -> dict[Pair, float]:
 
 
 def group_by_test_set(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Result]]:
-    """Results that compare: one data set, one split, one primary metric; in the order of these names."""
+    """Results that compare: one test set (name, split), one primary metric; in the order of these names."""
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.dataset, result.split, result.primary), []).append(result)
+        groups.setdefault((*result.tested_on, result.primary), []).append(result)
     return dict(sorted(groups.items()))
+
+
+def signatures(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """How the primary scores were computed, each way with its results; where there are several they hardly compare."""
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        if result.score:
+            found.setdefault(result.score.signature.partition("|bootstrap:")[0], []).append(result)
+    return found
 
 
 def _groups(systems: Sequence[System]) -> list[Group]:
@@ -137,18 +151,26 @@ def _groups(systems: Sequence[System]) -> list[Group]:
     for (dataset, split, metric), results in group_by_test_set([system.result for system in systems]).items():
         lower_is_better, definition = direction(metric)
         ranked = [by_recipe[result.recipe] for result in rank(results, lower_is_better)]
-        tested = holm(_pairs(ranked, metric))
-        groups.append(Group(dataset, split, metric, lower_is_better, definition, ranked, tested))
+        tested, resampled = _pairs(ranked, metric)
+        groups.append(Group(dataset, split, metric, lower_is_better, definition, ranked, holm(tested), resampled))
     return groups
 
 
-def _pairs(ranked: Sequence[System], metric: str) -> dict[Pair, float]:
-    """p-values of all pairs that have statistics over the same blocks."""
-    p_values = {}
+def _of_pair(p_values: Mapping[Pair, float], a: System, b: System) -> float | None:
+    names = (a.result.recipe, b.result.recipe)
+    return p_values.get(names, p_values.get((names[1], names[0])))
+
+
+def _pairs(ranked: Sequence[System], metric: str) -> tuple[dict[Pair, float], dict[Pair, float]]:
+    """p-values by randomisation and by bootstrap of all pairs whose statistics compare."""
+    tested, resampled = {}, {}
     for a, b in itertools.combinations(ranked, 2):
         if not (a.result.score and b.result.score and metric in a.statistics and metric in b.statistics):
             continue
-        if same_blocks(a.statistics[metric], b.statistics[metric]):
+        first, second = a.statistics[metric], b.statistics[metric]
+        if first.comparable(second):
+            score = load_part("metrics", metric, "results").score
             pair = (a.result.recipe, b.result.recipe)
-            p_values[pair] = paired_test(a.statistics[metric], b.statistics[metric])
-    return p_values
+            tested[pair] = paired_test(first.values, second.values, score)
+            resampled[pair] = paired_bootstrap(first.values, second.values, score)
+    return tested, resampled

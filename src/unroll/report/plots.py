@@ -7,6 +7,7 @@ colours alone need not be told apart. The legend stands in the page.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from unroll.report import svg
+from unroll.report.attention import Attention, label
 from unroll.report.formatting import decimals, fixed
 from unroll.report.inputs import MetricValue, System, number
 from unroll.report.leaderboard import Group
@@ -110,7 +112,7 @@ def bars(group: Group, metric: str, name: str) -> Markup | None:
     shown = [(index, system, score) for index, system, score in scores if score and math.isfinite(score.value)]
     if not shown:
         return None
-    digits = decimals(score.value for _, _, score in shown)
+    digits = decimals((score.value for _, _, score in shown), shown[0][2].unit)
     with matplotlib.style.context(["default", _STYLE]):
         figure, axes = _figure(shown[0][2].unit, "", height=90 + 42 * len(shown))
         longest = max(_reach(score) for _, _, score in shown)
@@ -126,6 +128,48 @@ def bars(group: Group, metric: str, name: str) -> Markup | None:
         return svg.inline(figure, name, f"Bars with 95 % intervals, {shown[0][2].unit}: {values}")
 
 
+def by_length(group: Group, name: str) -> Markup | None:
+    """The group's metric over sentences of like length, a line a system; None where no system has two buckets."""
+    shown = {
+        index: [bucket for bucket in system.lengths if math.isfinite(bucket.scores.get(group.metric, math.nan))]
+        for index, system in enumerate(group.systems)
+    }
+    buckets = sorted({bucket.low: bucket for found in shown.values() for bucket in found}.items())
+    if len(buckets) < 2:
+        return None
+    places = {low: place for place, (low, _) in enumerate(buckets)}
+    with matplotlib.style.context(["default", _STYLE]):
+        figure, axes = _figure("words in the source (sentences)", group.unit, bottom=58)
+        for index, found in shown.items():
+            line = np.array([(places[bucket.low], bucket.scores[group.metric]) for bucket in found]).reshape(-1, 2)
+            _draw(axes, [(line[:, 0], line[:, 1])] if len(line) else [], index, linewidth=2.0, marks=True)
+        axes.set_xticks(range(len(buckets)), [f"{bucket.label}\n({bucket.n:,})" for _, bucket in buckets])
+        axes.set_xlim(-0.3, len(buckets) - 0.7)
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.grid(False, axis="x")
+        words = [
+            f"{group.systems[index].result.name}: "
+            + ", ".join(f"{b.label} {b.scores[group.metric]:.2f}" for b in found)
+            for index, found in shown.items()
+            if found
+        ]
+        return svg.inline(figure, name, f"{group.unit} by words in the source. {'; '.join(words)}")
+
+
+def save_attention(attention: Attention, path: Path) -> None:
+    """A heat-map as a PNG of its own, for the tracker; on a page `attention_svg` draws it."""
+    columns, rows = ([label(token) for token in tokens] for tokens in (attention.source, attention.target))
+    with matplotlib.style.context("default"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # scripts that the font lacks
+        figure = Figure(figsize=(2 + 0.3 * len(columns), 2 + 0.3 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.imshow(attention.weights, cmap="Blues", vmin=0.0, vmax=1.0, aspect="equal")
+        axes.set_xticks(range(len(columns)), columns, rotation=50, ha="left", rotation_mode="anchor", parse_math=False)
+        axes.set_yticks(range(len(rows)), rows, parse_math=False)
+        axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+        figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
 def curves(history: Sequence[dict[str, Any]], key: str) -> list[Curve]:
     """The values of one key over the steps, one curve a seed; values that are no finite number are left out."""
     points: dict[str, list[tuple[float, float]]] = {}
@@ -137,9 +181,9 @@ def curves(history: Sequence[dict[str, Any]], key: str) -> list[Curve]:
     return [(curve[:, 0], curve[:, 1]) for curve in sorted_points]
 
 
-def _figure(x_label: str, y_label: str, height: int = _HEIGHT) -> tuple[Figure, Axes]:
+def _figure(x_label: str, y_label: str, height: int = _HEIGHT, bottom: int = 44) -> tuple[Figure, Axes]:
     """Axes with room for labels of the usual width: fixed, so that the pictures of a row line up."""
-    left, right, bottom, top = (54 if y_label else 14), 10, 44, 8  # CSS pixels
+    left, right, top = (54 if y_label else 14), 10, 8  # CSS pixels
     figure = Figure(figsize=(_WIDTH / 72, height / 72))
     width_part, height_part = (_WIDTH - left - right) / _WIDTH, (height - bottom - top) / height
     axes = figure.add_axes((left / _WIDTH, bottom / height, width_part, height_part))

@@ -8,7 +8,7 @@ from pathlib import Path
 from unroll.errors import UserError
 from unroll.report import formatting, view
 from unroll.report.inputs import Result, read_results
-from unroll.report.leaderboard import direction, group_by_test_set, rank
+from unroll.report.leaderboard import direction, group_by_test_set, rank, signatures
 from unroll.report.tables import escape, published_cell, score_cell, table
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -80,16 +80,17 @@ def _tables(results: Sequence[Result], notes: bool) -> list[str]:
         ranked = rank(group, lower_is_better)
         unit = next((result.score.unit for result in ranked if result.score), metric)
         better = "lower" if lower_is_better else "higher"
-        parts.append(f"**{escape(dataset)}, {escape(split)}** ({escape(unit)}, {better} is better)\n")
-        parts.append(_table(ranked, notes))
+        name = ", ".join(filter(None, (dataset, split)))
+        parts.append(f"**{escape(name)}** ({escape(unit)}, {better} is better)\n")
+        parts.append(_table(ranked, unit, notes))
         if notes:
-            parts += ["".join(line for result in ranked if (line := _note(result)))]
+            parts.append("".join([*map(_note, ranked), *_signatures(ranked)]))
     return [part for part in parts if part]
 
 
-def _table(ranked: Sequence[Result], full: bool) -> str:
+def _table(ranked: Sequence[Result], unit: str, full: bool) -> str:
     """One row a system; the README leaves out the commit and the seeds."""
-    digits = formatting.decimals(result.score.value for result in ranked if result.score)
+    digits = formatting.decimals((result.score.value for result in ranked if result.score), unit)
     header = ["System", "Ours", "Published", "Seeds", "Commit", "Minutes", "Parameters", "Tokens/s"]
     rows = [_row(result, digits) for result in ranked]
     if not full:
@@ -114,3 +115,14 @@ def _row(result: Result, digits: int) -> list[str]:
 
 def _note(result: Result) -> str:
     return f"- {escape(result.name)}: {escape(view.conditions(result))}\n" if result.reference else ""
+
+
+def _signatures(ranked: Sequence[Result]) -> list[str]:
+    """How the scores were computed, where that is more than a number of blocks; whose, where they differ."""
+    ways, lines = signatures(ranked), []
+    if len(ways) == 1 and "|" not in next(iter(ways)):
+        return []
+    for way, results in ways.items():
+        whose = f" of {', '.join(escape(result.name) for result in results)}" if len(ways) > 1 else ""
+        lines.append(f"- Signature{whose}: {escape(way)}\n")
+    return lines

@@ -31,7 +31,7 @@ def markdown(board: Leaderboard) -> str:
     parts = [f"# {escape(board.suite)}\n"]
     for group in board.groups:
         better = "lower" if group.lower_is_better else "higher"
-        parts.append(f"## {escape(group.dataset)}, {escape(group.split)}\n")
+        parts.append(f"## {escape(', '.join(filter(None, (group.dataset, group.split))))}\n")
         parts.append(f"{escape(group.unit)}, {better} is better; in brackets the 95 % interval.\n")
         parts.append(_group_table(group))
         notes = [
@@ -71,7 +71,7 @@ def published_cell(result: Result) -> str:
 
 
 def _group_table(group: Group) -> str:
-    digits = formatting.decimals(score.value for score in group.scores if score)
+    digits = formatting.decimals((score.value for score in group.scores if score), group.unit)
     header = ["#", "System", escape(group.unit), "Against the best", "Published", "Parameters", "Tokens/s", "Minutes"]
     rows = [
         [
@@ -115,7 +115,10 @@ def _group_json(group: Group) -> dict[str, Any]:
         "unit": group.unit,
         "lower_is_better": group.lower_is_better,
         "systems": systems,
-        "p_values": [{"systems": list(pair), "corrected": value} for pair, value in sorted(group.p_values.items())],
+        "p_values": [
+            {"systems": list(pair), "corrected": value, "bootstrap": group.bootstrap_p_values[pair]}
+            for pair, value in sorted(group.p_values.items())
+        ],
     }
 
 

@@ -8,12 +8,16 @@ from typing import Any
 from markupsafe import Markup
 
 from unroll.report import formatting, plots
-from unroll.report.inputs import MetricValue, Result, System
-from unroll.report.leaderboard import LEVEL, Group, Leaderboard, direction
+from unroll.report.attention import Attention, attention_svg
+from unroll.report.inputs import Example, MetricValue, Result, System
+from unroll.report.leaderboard import LEVEL, Group, Leaderboard, direction, signatures
 
 SAMPLES_SHOWN = 12  # of each system
 CHARACTERS_SHOWN = 1500  # of each sample
+HEAT_MAPS_SHOWN = 6  # of each system
+BESIDE = ("bits_per_byte", "bleu", "chrf", "ter", "exact_match")  # metrics that have a column where they are no primary
 DIFFERENT = "†"
+REASONS = {"first": "one of the first", "worst": "one of those it was least sure of", "longest": "one of the longest"}
 
 
 def page(board: Leaderboard) -> dict[str, Any]:
@@ -24,6 +28,7 @@ def page(board: Leaderboard) -> dict[str, Any]:
         "groups": [_group(group, number) for number, group in enumerate(board.groups, start=1)],
         "systems": [_system(system) for system in board.systems],
         "has_samples": any(system.samples for system in board.systems),
+        "has_examples": any(system.examples or system.attention for system in board.systems),
         "unscored": board.unscored,
         "definitions": _definitions(board),
         "level": LEVEL,
@@ -103,6 +108,10 @@ def _strong(system: System) -> Markup:
 
 def _summary(group: Group) -> str:
     """Who is best and how sure that is, in a sentence or two."""
+    return _standings(group) + _warning(group)
+
+
+def _standings(group: Group) -> str:
     best, others = group.systems[0], group.systems[1:]
     if best.result.score is None:
         return "No system has a score yet."
@@ -121,18 +130,35 @@ def _summary(group: Group) -> str:
     return text
 
 
+def _warning(group: Group) -> str:
+    """That scores were computed in different ways, where they were."""
+    ways = signatures([system.result for system in group.systems])
+    if len(ways) < 2:
+        return ""
+    return f" Take care: the scores were computed in {len(ways)} ways, see the signatures under Systems."
+
+
 def _digits(group: Group) -> int:
-    return formatting.decimals(score.value for score in group.scores if score)
+    return formatting.decimals((score.value for score in group.scores if score), group.unit)
 
 
 def _columns(group: Group) -> list[str]:
     columns = ["Published"] if any(system.result.reference for system in group.systems) else []
-    if group.metric != "bits_per_byte" and any("bits_per_byte" in s.result.metrics for s in group.systems):
-        columns.append("bits/byte")
+    columns += _others(group)
     columns += ["Parameters", "Tokens/s", "Minutes", "FLOPs/token"]
     if any(system.result.cost.energy_joules is not None for system in group.systems):
         columns.append("Energy")
     return [*columns, "Seeds"]
+
+
+def _others(group: Group) -> dict[str, str]:
+    """Column and name of the metrics that stand beside the one the table is sorted by."""
+    found = {}
+    for name in BESIDE:
+        units = [system.result.metrics[name].unit for system in group.systems if name in system.result.metrics]
+        if name != group.metric and units:
+            found[units[0]] = name
+    return found
 
 
 def _row(group: Group, index: int, system: System, footnotes: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -148,16 +174,16 @@ def _row(group: Group, index: int, system: System, footnotes: Mapping[str, dict[
         "standing": group.standing(system),
         "mark": mark(group, system),
         "reference": _reference(result, footnotes),
-        "cells": _cells(result),
+        "cells": _cells(result, _others(group)),
         "over_seeds": seeds(result, digits).partition(": ")[2],
     }
 
 
-def _cells(result: Result) -> dict[str, str]:
-    cost, bits = result.cost, result.metrics.get("bits_per_byte")
+def _cells(result: Result, others: Mapping[str, str]) -> dict[str, str]:
+    cost = result.cost
     energy = formatting.scaled(cost.energy_joules)
     return {
-        "bits/byte": formatting.fixed(bits.value if bits else None, 4),
+        **{unit: _other(result.metrics.get(name)) for unit, name in others.items()},
         "Parameters": formatting.scaled(cost.parameters),
         "Tokens/s": formatting.scaled(cost.tokens_per_second),
         "Minutes": formatting.minutes(cost.minutes),
@@ -165,6 +191,12 @@ def _cells(result: Result) -> dict[str, str]:
         "Energy": energy if energy == formatting.NOTHING else f"{energy}{'' if energy[-1].isalpha() else ' '}J",
         "Seeds": str(len(result.seeds)),
     }
+
+
+def _other(score: MetricValue | None) -> str:
+    return (
+        formatting.fixed(score.value, formatting.decimals([score.value], score.unit)) if score else formatting.NOTHING
+    )
 
 
 def _footnotes(group: Group, name: str) -> dict[str, dict[str, Any]]:
@@ -197,9 +229,14 @@ def _figures(group: Group, name: str) -> list[dict[str, Any]]:
     without = f" Without a curve: {'; '.join(silent)}." if silent else ""
     drawn = [
         (
-            "Bits per byte" if everywhere else group.unit.capitalize(),
+            "Bits per byte" if everywhere else _capital(group.unit),
             plots.bars(group, metric, f"{name}-bars"),
             "Bars start at zero; the whiskers are 95 % intervals.",
+        ),
+        (
+            f"{_capital(group.unit)} by length",
+            plots.by_length(group, f"{name}-lengths"),
+            "Over the sentences of each length alone; few sentences make a noisy point.",
         ),
         (
             "Loss",
@@ -226,11 +263,11 @@ def _matrix(group: Group) -> list[dict[str, Any]]:
 def _cell(group: Group, row: int, column: int) -> dict[str, str]:
     p_value = group.p_value(group.systems[row], group.systems[column])
     if row == column or p_value is None:
-        return {"kind": "none", "text": "" if row == column else formatting.NOTHING}
-    if p_value >= LEVEL:
-        return {"kind": "equal", "text": f"= {formatting.p_value(p_value)}"}
-    better = row < column
-    return {"kind": "better" if better else "worse", "text": f"{'▲' if better else '▼'} {formatting.p_value(p_value)}"}
+        return {"kind": "none", "text": "" if row == column else formatting.NOTHING, "bootstrap": ""}
+    resampled = group.bootstrap_p_value(group.systems[row], group.systems[column])
+    small = formatting.NOTHING if resampled is None else formatting.p_value(resampled)
+    kind, sign = ("equal", "=") if p_value >= LEVEL else ("better", "▲") if row < column else ("worse", "▼")
+    return {"kind": kind, "text": f"{sign} {formatting.p_value(p_value)}", "bootstrap": small}
 
 
 def _system(system: System) -> dict[str, Any]:
@@ -240,7 +277,7 @@ def _system(system: System) -> dict[str, Any]:
         "id": _identifier(result),
         "name": result.name,
         "recipe": result.recipe,
-        "test_set": f"{result.dataset}, {result.split}",
+        "test_set": ", ".join(filter(None, result.tested_on)),
         "missing": system.missing,
         "metrics": [_metric(name, value) for name, value in result.metrics.items()],
         "parts": _parts(result),
@@ -249,11 +286,39 @@ def _system(system: System) -> dict[str, Any]:
             for sample in system.samples[:SAMPLES_SHOWN]
         ],
         "samples_left_out": f"{_count(left_out, 'more sample')} in samples.jsonl." if left_out > 0 else "",
+        "examples": [_example(example) for example in system.examples],
+        "heat_maps": [_heat_map(attention) for attention in system.attention if attention.fits][:HEAT_MAPS_SHOWN],
+        "heat_maps_left_out": _left_out(system),
     }
 
 
+def _example(example: Example) -> dict[str, Any]:
+    return {
+        "heading": f"{_capital(example.rank)}: sentence {example.id}, chrF {example.chrf:.1f}",
+        "texts": [
+            ("source", _cut(example.source)),
+            *(("reference", _cut(reference)) for reference in example.references),
+            ("system", _cut(example.hypothesis)),
+        ],
+    }
+
+
+def _heat_map(attention: Attention) -> dict[str, Any]:
+    """`attention_svg` escapes what it is given; its text is markup from here on."""
+    svg = attention_svg(attention.source, attention.target, attention.weights)
+    reason = REASONS.get(attention.reason, attention.reason)
+    return {"svg": Markup(svg), "caption": f"Sentence {attention.number}{f': {reason}' if reason else ''}"}
+
+
+def _left_out(system: System) -> str:
+    large = sum(not attention.fits for attention in system.attention)
+    more = max(0, len(system.attention) - large - HEAT_MAPS_SHOWN)
+    parts = [f"{_count(more, 'more sentence')} in attention.jsonl."] if more else []
+    return " ".join([*parts, f"{_count(large, 'sentence')} too long to be drawn."] if large else parts)
+
+
 def _metric(name: str, score: MetricValue) -> dict[str, Any]:
-    digits = formatting.decimals([score.value])
+    digits = formatting.decimals([score.value], score.unit)
     each = ", ".join(formatting.fixed(value, digits) for value in score.per_seed or [])
     shown = formatting.seeds(len(score.per_seed or [score]), score.mean, score.deviation, digits)
     return {
@@ -273,6 +338,7 @@ def _parts(result: Result) -> list[dict[str, Any]]:
         ("task", result.task),
         ("model", result.model_name),
         ("data set", f"{result.dataset} ({result.split})"),
+        ("test set", ", ".join(filter(None, result.tested_on))),
         ("data hash", result.data_hash or formatting.NOTHING),
         ("commit", result.commit or formatting.NOTHING),
         ("seeds", ", ".join(map(str, result.seeds))),
@@ -316,6 +382,10 @@ def _definitions(board: Leaderboard) -> dict[str, str]:
 
 def _identifier(result: Result) -> str:
     return f"system-{result.recipe}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _cut(text: str) -> str:
