@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import unroll.models
 from unroll.config import check, load_part
 from unroll.layers.generator import bos, eos
 
-MODELS = ["seq2seq", "bytenet"]
-CASES = [(name, number) for name in MODELS for number in range(len(load_part("models", name, "test").TINY))]
+
+def discover() -> list[tuple[str, int]]:
+    """(file name, number of a tiny configuration) of every model that has an encoder."""
+    files = sorted(Path(unroll.models.__path__[0]).glob("[!_]*.py"))
+    models = {path.stem: importlib.import_module(f"unroll.models.{path.stem}") for path in files}
+    return [(name, n) for name, part in models.items() if hasattr(part.Model, "encode") for n in range(len(part.TINY))]
+
+
+CASES = discover()
 VOCABULARY = {"source": 13, "target": 13}
 SOURCES = [[3, 1, 4, 1, 5, 12], [9, 2, 12], [6, 12], [5, 3, 5, 8, 9, 7, 9, 12]]
 TARGETS = [[2, 7, 1], [8, 2, 8, 1, 8, 2], [8], [4, 5, 9, 0]]

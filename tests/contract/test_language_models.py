@@ -25,11 +25,11 @@ Configuration = tuple[str, dict[str, Any]]
 
 
 def discover() -> list[Configuration]:
-    """(file name, tiny configuration) of every model that has `step`, i.e. every language model."""
+    """(file name, tiny configuration) of every model that has `step` and no encoder, i.e. every language model."""
     found = []
     for path in sorted(Path(unroll.models.__path__[0]).glob("[!_]*.py")):
         module = importlib.import_module(f"unroll.models.{path.stem}")
-        if hasattr(module.Model, "step"):
+        if hasattr(module.Model, "step") and not hasattr(module.Model, "encode"):
             found += [(path.stem, tiny) for tiny in getattr(module, "TINY", [{"order": 3}])]
     return found
 
@@ -311,8 +311,9 @@ def test_blocks_equal_the_equations_of_their_papers(block: str) -> None:
             z = torch.tanh(content) * torch.sigmoid(gate)
             x, skips = x + (part.residual(z) if part.residual else 0), skips + part.skip(z)
         elif block == "bytenet":
-            z = part.norm_narrow(part.narrow(relu(part.norm_in(x))))
-            x = x + part.widen(relu(part.norm_out(convolve(part.convolution, relu(z)))))
+            inner = part.block
+            z = inner.norm_narrow(inner.narrow(relu(inner.norm_in(x))))
+            x = x + inner.widen(relu(inner.norm_out(convolve(inner.convolution, relu(z)))))
         else:
             x = relu(x + relu(convolve(part.second, relu(convolve(part.first, x)))))
     expected = {"gated": relu(model.finish(relu(skips))), "bytenet": relu(model.norm(x)), "tcn": x}[block]
