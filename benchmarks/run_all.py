@@ -1,6 +1,6 @@
 """`make bench`: every benchmark in turn; the tables printed are kept in benchmarks/results/ and in docs/speed.md.
 
-    python benchmarks/run_all.py              all of them: about half an hour on two cores
+    python benchmarks/run_all.py              all of them: about half an hour on two cores, an hour more for joeynmt
     python benchmarks/run_all.py loop ngram   only these
 
 Each figure that is compared with another is a ratio within one run, so a slower or busier machine moves it little.
@@ -25,6 +25,19 @@ BENCHMARKS: dict[str, tuple[str, list[str]]] = {
     "memory_prepare": ("Memory of prepare, 10 MB and 1 GB", ["--tokenizers", "characters"]),
     "memory_train": ("Memory of training, 10 MB and 1 GB", []),
     "no_change": ("dvc repro when nothing changed", []),
+    "joeynmt": ("Translation beside JoeyNMT", []),
+}
+ABOUT = {
+    "joeynmt": (
+        "JoeyNMT comes from the package index into an environment of its own. Both systems read the same subwords of "
+        "Multi30k de-en in batches of the same number of tokens, padding included, and train a model of the same "
+        "shape: a bi-directional LSTM of 256, an LSTM decoder of 256 with input feeding and bilinear attention, one "
+        "matrix of embeddings for source, target and output. Each runs its own training loop and its own beam search "
+        "in its own process; they take turns, and speeds are ratios within a turn. JoeyNMT trains in float32, which is "
+        "all it has on a CPU, and does not sort by length; ours trains in bfloat16 on batches of like length. For BLEU "
+        "each trains for the same minutes, validation not counted; JoeyNMT with Adam and a rate that falls by a tenth "
+        "each epoch, ours with AdamW, a cosine and averaged weights. One code scores both."
+    )
 }
 
 
@@ -62,6 +75,7 @@ def write_page() -> None:
             parts += [
                 f"## {title}",
                 "",
+                *([ABOUT[name], ""] if name in ABOUT else []),
                 f"`python benchmarks/{name}.py`",
                 "",
                 "```",
