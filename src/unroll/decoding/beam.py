@@ -168,7 +168,7 @@ class _Column:
 
 
 class _Search:
-    """Everything that changes during a search. Rows of finished sources are dropped from all but `kept_*`."""
+    """Everything that changes during a search. Rows of finished sources are dropped from all but `kept`."""
 
     def __init__(
         self,
@@ -187,10 +187,9 @@ class _Search:
         self.totals = torch.zeros(len(self.lengths), 1, dtype=torch.float64, device=device)  # [B,K] -inf: no hypothesis
         self.columns = [_Column(torch.full_like(self.sources, model.vocabulary - 2), self.sources)]
         self.coverage = torch.zeros(memory["mask"].shape, device=device) if options.coverage_penalty else None  # [N,S]
-        # The best finished hypotheses, each the row of a column and what it scored.
-        shape = (len(self.lengths), options.n_best)
-        self.kept_scores = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
-        self.kept_totals, self.kept_columns, self.kept_rows = (torch.zeros_like(self.kept_scores) for _ in range(3))
+        # The best finished hypotheses of every source: score, log-probability, column and row that EOS followed.
+        shape = (len(self.lengths), options.n_best, 4)
+        self.kept = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)  # [B,n,4]
 
     def step(self) -> None:
         """Read the last tokens, choose the next ones, put away what has ended, drop the sources that are done."""
@@ -215,24 +214,21 @@ class _Search:
         self._go_on(tokens, rows)
 
     def _keep(self, totals: Tensor, rows: Tensor, position: int) -> None:
-        """Rank hypotheses that ended at this step, `totals` [B,K] (-inf: it has not), among those kept."""
+        """Rank the hypotheses of this step that have ended among those kept; `totals` [B,K], -inf: has not ended."""
         scores = totals / length_penalty(position + 1, self.options.length_penalty)  # [B,K]
         if self.coverage is not None:
             mask = self.memory["mask"].repeat_interleave(self.totals.shape[1], 0)  # [N,S]
             scores = scores + coverage_score(self.coverage, mask, self.options.coverage_penalty)[rows]
-        scores = torch.cat([self.kept_scores[self.sources], scores], 1)  # [B,n+K]
-        best, order = scores.sort(dim=1, descending=True, stable=True)
-        order = order[:, : self.options.n_best]
-        self.kept_scores[self.sources] = best[:, : self.options.n_best]
-        found = (totals, torch.full_like(totals, position), rows.double())
-        for kept, new in zip((self.kept_totals, self.kept_columns, self.kept_rows), found, strict=True):
-            kept[self.sources] = torch.cat([kept[self.sources], new], 1).gather(1, order)
+        new = torch.stack([scores, totals, torch.full_like(totals, position), rows.double()], -1)  # [B,K,4]
+        every = torch.cat([self.kept[self.sources], new], 1)  # [B,n+K,4]
+        order = every[:, :, 0].sort(dim=1, descending=True, stable=True).indices[:, : self.options.n_best]  # [B,n]
+        self.kept[self.sources] = every.gather(1, order[:, :, None].expand(-1, -1, 4))
 
     def _go_on(self, tokens: Tensor, rows: Tensor) -> None:
         """Put the rows in the order of their new hypotheses [B,K], without sources that can get no better."""
         longest = length_penalty(self.constraints.limit + 1, self.options.length_penalty)
         bound = self.totals.amax(1) / longest  # [B]
-        going = (bound > self.kept_scores[self.sources, -1]).nonzero()[:, 0]
+        going = (bound > self.kept[self.sources, -1, 0]).nonzero()[:, 0]
         if len(going) < len(tokens):
             tokens, rows, self.totals = tokens[going], rows[going], self.totals[going]
             self.sources, self.constraints = self.sources[going], self.constraints.select(going)
@@ -247,13 +243,12 @@ class _Search:
 
     def hypotheses(self) -> list[list[Hypothesis]]:
         """The kept ones, followed back through the columns."""
-        check_finite(self.kept_scores[:, 0])
+        check_finite(self.kept[:, 0, 0])
         tokens = [column.tokens.tolist() for column in self.columns]
         parents = [column.parents.tolist() for column in self.columns]
         attention = [c.attention.float().cpu().numpy() for c in self.columns if c.attention is not None]
-        kept = torch.stack([self.kept_scores, self.kept_totals, self.kept_columns, self.kept_rows], -1).tolist()
         found: list[list[Hypothesis]] = []
-        for source, length in zip(kept, self.lengths, strict=True):
+        for source, length in zip(self.kept.tolist(), self.lengths, strict=True):
             found.append([])
             for score, total, column, row in source:
                 if score == -torch.inf:

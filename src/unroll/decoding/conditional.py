@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from unroll.config import Strict
-from unroll.decoding.sampling import check_options, filter_logits
+from unroll.decoding.sampling import filter_logits
 from unroll.errors import UserError
 
 State = dict[str, Tensor]
@@ -283,7 +283,6 @@ def sample(
     Raises:
         UserError: a prefix that cannot be generated, or a model whose probabilities are not finite.
     """
-    check_options(options.temperature, options.top_k, options.top_p)
     eos, count = model.vocabulary - 1, options.count
     limits = Constraints.of(options, memory, prefix, model.vocabulary)
     samples = torch.arange(len(limits.limit) * count, device=limits.limit.device)  # [N] those of sources going on
