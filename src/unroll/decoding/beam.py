@@ -1,4 +1,4 @@
-"""Beam search over any `ConditionalGenerator`, for all sources of a batch at once.
+"""Beam search over any `Decodable`, for all sources of a batch at once.
 
 Graves 2012, arXiv:1211.3711; Sutskever et al. 2014, arXiv:1409.3215. Of all continuations of the hypotheses of a source
 by one token, the `width` likeliest go on. Those among them that end with EOS are finished: they leave the beam, whose
@@ -33,11 +33,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from unroll.decoding.conditional import (
-    ConditionalGenerator,
     Constraints,
+    Decodable,
     Hypothesis,
     LengthOptions,
-    State,
     check_finite,
     check_numbers,
     coverage_score,
@@ -46,6 +45,7 @@ from unroll.decoding.conditional import (
     select_rows,
     source_lengths,
 )
+from unroll.layers.generator import State, bos, eos
 
 BLOCK = 64
 """Tokens whose maximum is taken at once; a multiple of 32, which PyTorch reduces with vector instructions."""
@@ -67,7 +67,7 @@ class BeamOptions(LengthOptions):
 
 
 def beam_search(
-    model: ConditionalGenerator,
+    model: Decodable,
     memory: State,
     options: BeamOptions,
     prefix: Tensor | None = None,
@@ -116,11 +116,11 @@ def expand(log_probabilities: Tensor, totals: Tensor, count: int, may_end: bool)
     """
     sources, width = totals.shape
     rows, vocabulary = log_probabilities.shape
-    bos, eos = vocabulary - 2, vocabulary - 1
-    whole = bos // BLOCK  # blocks without BOS and EOS
+    start, end = bos(vocabulary), eos(vocabulary)
+    whole = start // BLOCK  # blocks without BOS and EOS
     blocks = -(-vocabulary // BLOCK)
     tail = F.pad(log_probabilities[:, whole * BLOCK :], (0, blocks * BLOCK - vocabulary), value=-torch.inf)
-    tail[:, bos - whole * BLOCK : (bos if may_end else eos) + 1 - whole * BLOCK] = -torch.inf
+    tail[:, start - whole * BLOCK : (start if may_end else end) + 1 - whole * BLOCK] = -torch.inf
     body = log_probabilities[:, : whole * BLOCK].unflatten(1, (whole, BLOCK)).amax(-1)  # [N,whole]
     maxima = torch.cat([body, tail.unflatten(1, (-1, BLOCK)).amax(-1)], 1)  # [N,blocks]
     check_numbers(maxima)
@@ -131,11 +131,11 @@ def expand(log_probabilities: Tensor, totals: Tensor, count: int, may_end: bool)
     tokens = block[:, :, None] * BLOCK + torch.arange(BLOCK, device=totals.device)  # [B,P,BLOCK]
     flat = (torch.arange(sources, device=totals.device)[:, None] * width + parents)[:, :, None] * vocabulary + tokens
     values = log_probabilities.flatten().take(flat.clamp(max=rows * vocabulary - 1)).double()  # [B,P,BLOCK]
-    forbidden = (tokens == bos) | (tokens > (eos if may_end else eos - 1))
+    forbidden = (tokens == start) | (tokens > (end if may_end else start))
     values = (values + totals.gather(1, parents)[:, :, None]).masked_fill(forbidden, -torch.inf)
 
     best, places = top(values.flatten(1), count)  # [B,count]
-    tokens = tokens.flatten(1).gather(1, places).clamp(max=eos)
+    tokens = tokens.flatten(1).gather(1, places).clamp(max=end)
     return best, parents.gather(1, places // BLOCK), tokens
 
 
@@ -172,7 +172,7 @@ class _Search:
 
     def __init__(
         self,
-        model: ConditionalGenerator,
+        model: Decodable,
         memory: State,
         options: BeamOptions,
         prefix: Tensor | None,
@@ -185,7 +185,7 @@ class _Search:
         self.sources = torch.arange(len(self.lengths), device=device)  # [B] those still searched for
         self.state = model.initial_state(memory)
         self.totals = torch.zeros(len(self.lengths), 1, dtype=torch.float64, device=device)  # [B,K] -inf: no hypothesis
-        self.columns = [_Column(torch.full_like(self.sources, model.vocabulary - 2), self.sources)]
+        self.columns = [_Column(torch.full_like(self.sources, bos(model.vocabulary)), self.sources)]
         self.coverage = torch.zeros(memory["mask"].shape, device=device) if options.coverage_penalty else None  # [N,S]
         # The best finished hypotheses of every source: score, log-probability, column and row that EOS followed.
         shape = (len(self.lengths), options.n_best, 4)
@@ -207,7 +207,7 @@ class _Search:
             chosen = force(chosen, required, log_probabilities, self.totals)
         totals, parents, tokens = chosen  # [B,K]
         rows = parents + torch.arange(len(parents), device=parents.device)[:, None] * self.totals.shape[1]
-        ended = tokens == self.constraints.eos
+        ended = tokens == self.constraints.end
         if bool(ended.any()):
             self._keep(totals.masked_fill(~ended, -torch.inf), rows, position)
         self.totals = totals.masked_fill(ended | ~totals.isfinite(), -torch.inf)

@@ -9,18 +9,19 @@ The models must share the tokens, ids included; what they look like inside is th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from unroll.decoding.conditional import ConditionalGenerator, State
+from unroll.decoding.conditional import Decodable
 from unroll.errors import UserError
+from unroll.layers.generator import State
 
 
 class Ensemble:
-    """A `ConditionalGenerator` made of others. Model number m finds its memory and state under names `<m>.<name>`;
+    """A `Decodable` made of others. Model number m finds its memory and state under names `<m>.<name>`;
     "values" and "mask" of the memory are the first model's. Attention is the mean over the models that have it,
     none if their memories differ in length.
 
@@ -29,7 +30,7 @@ class Ensemble:
 
     def __init__(
         self,
-        models: Sequence[ConditionalGenerator],
+        models: Sequence[Decodable],
         average: Literal["probabilities", "log_probabilities"] = "probabilities",
     ) -> None:
         sizes = [model.vocabulary for model in models]
@@ -37,7 +38,7 @@ class Ensemble:
             raise UserError(f"ensemble: found vocabularies of {sizes}, needed is one model or more of the same")
         self.models, self.average, self.vocabulary = list(models), average, sizes[0]
 
-    def encode(self, inputs: State) -> State:
+    def encode(self, inputs: Mapping[str, Tensor]) -> State:
         """Every model's memory of the same inputs."""
         memories = [model.encode(inputs) for model in self.models]
         return {"values": memories[0]["values"], "mask": memories[0]["mask"], **prefixed(memories)}
