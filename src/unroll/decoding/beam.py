@@ -98,9 +98,9 @@ def top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     length = values.shape[1]
     worst = values.topk(count).values[:, -1:]  # [B,1]
-    order = length - torch.arange(length, device=values.device)  # [M]
-    keys = order + (values > worst) * (2 * length) + (values == worst) * length  # [B,M] no two are equal
-    indices = keys.topk(count).indices.sort(1).values  # [B,count]
+    group = (values >= worst).int() + (values > worst)  # [B,M] 2: surely taken, 1: as good as the worst taken, 0: not
+    keys = group.mul_(length).add_(torch.arange(length, 0, -1, dtype=torch.int32, device=values.device))
+    indices = keys.topk(count).indices.sort(1).values  # [B,count] no two keys of a row are equal
     best, order = values.gather(1, indices).sort(dim=1, descending=True, stable=True)
     return best, indices.gather(1, order)
 

@@ -111,7 +111,7 @@ class Constraints:
         else:
             limit = (mask.sum(1) * options.longest.per_source).long() + options.longest.plus  # [B]
         limit = limit.clamp(min=options.shortest).maximum((prefix >= 0).sum(1))
-        return cls(limit, prefix.to(mask.device), eos(vocabulary))
+        return cls(limit, prefix.to(mask.device, torch.int64), eos(vocabulary))
 
     def required(self, position: int) -> Tensor | None:
         """The only token allowed at a position, -1 where any is [B]; none if there is no such source."""
