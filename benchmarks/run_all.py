@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, tuple[str, list[str]]] = {
     "loop": ("The training loop, Ray's local mode, waiting for data", []),
     "tracker": ("A dead tracker", []),
     "ngram": ("Kneser-Ney 5-gram on WikiText-2, counted and scored", WIKITEXT),
+    "beam": ("Beam search against greedy decoding", []),
     "memory_prepare": ("Memory of prepare, 10 MB and 1 GB", ["--tokenizers", "characters"]),
     "memory_train": ("Memory of training, 10 MB and 1 GB", []),
     "no_change": ("dvc repro when nothing changed", []),

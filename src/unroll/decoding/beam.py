@@ -1,4 +1,4 @@
-"""Beam search over any `ConditionalGenerator`, for all sources of a batch at once.
+"""Beam search over any `Decodable`, for all sources of a batch at once.
 
 Graves 2012, arXiv:1211.3711; Sutskever et al. 2014, arXiv:1409.3215. Of all continuations of the hypotheses of a source
 by one token, the `width` likeliest go on. Those among them that end with EOS are finished: they leave the beam, whose
@@ -33,11 +33,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from unroll.decoding.conditional import (
-    ConditionalGenerator,
     Constraints,
+    Decodable,
     Hypothesis,
     LengthOptions,
-    State,
     check_finite,
     check_numbers,
     coverage_score,
@@ -46,6 +45,7 @@ from unroll.decoding.conditional import (
     select_rows,
     source_lengths,
 )
+from unroll.layers.generator import State, bos, eos
 
 BLOCK = 64
 """Tokens whose maximum is taken at once; a multiple of 32, which PyTorch reduces with vector instructions."""
@@ -67,7 +67,7 @@ class BeamOptions(LengthOptions):
 
 
 def beam_search(
-    model: ConditionalGenerator,
+    model: Decodable,
     memory: State,
     options: BeamOptions,
     prefix: Tensor | None = None,
@@ -98,9 +98,9 @@ def top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     length = values.shape[1]
     worst = values.topk(count).values[:, -1:]  # [B,1]
-    order = length - torch.arange(length, device=values.device)  # [M]
-    keys = order + (values > worst) * (2 * length) + (values == worst) * length  # [B,M] no two are equal
-    indices = keys.topk(count).indices.sort(1).values  # [B,count]
+    group = (values >= worst).int() + (values > worst)  # [B,M] 2: surely taken, 1: as good as the worst taken, 0: not
+    keys = group.mul_(length).add_(torch.arange(length, 0, -1, dtype=torch.int32, device=values.device))
+    indices = keys.topk(count).indices.sort(1).values  # [B,count] no two keys of a row are equal
     best, order = values.gather(1, indices).sort(dim=1, descending=True, stable=True)
     return best, indices.gather(1, order)
 
@@ -116,11 +116,11 @@ def expand(log_probabilities: Tensor, totals: Tensor, count: int, may_end: bool)
     """
     sources, width = totals.shape
     rows, vocabulary = log_probabilities.shape
-    bos, eos = vocabulary - 2, vocabulary - 1
-    whole = bos // BLOCK  # blocks without BOS and EOS
+    start, end = bos(vocabulary), eos(vocabulary)
+    whole = start // BLOCK  # blocks without BOS and EOS
     blocks = -(-vocabulary // BLOCK)
     tail = F.pad(log_probabilities[:, whole * BLOCK :], (0, blocks * BLOCK - vocabulary), value=-torch.inf)
-    tail[:, bos - whole * BLOCK : (bos if may_end else eos) + 1 - whole * BLOCK] = -torch.inf
+    tail[:, start - whole * BLOCK : (start if may_end else end) + 1 - whole * BLOCK] = -torch.inf
     body = log_probabilities[:, : whole * BLOCK].unflatten(1, (whole, BLOCK)).amax(-1)  # [N,whole]
     maxima = torch.cat([body, tail.unflatten(1, (-1, BLOCK)).amax(-1)], 1)  # [N,blocks]
     check_numbers(maxima)
@@ -131,11 +131,11 @@ def expand(log_probabilities: Tensor, totals: Tensor, count: int, may_end: bool)
     tokens = block[:, :, None] * BLOCK + torch.arange(BLOCK, device=totals.device)  # [B,P,BLOCK]
     flat = (torch.arange(sources, device=totals.device)[:, None] * width + parents)[:, :, None] * vocabulary + tokens
     values = log_probabilities.flatten().take(flat.clamp(max=rows * vocabulary - 1)).double()  # [B,P,BLOCK]
-    forbidden = (tokens == bos) | (tokens > (eos if may_end else eos - 1))
+    forbidden = (tokens == start) | (tokens > (end if may_end else start))
     values = (values + totals.gather(1, parents)[:, :, None]).masked_fill(forbidden, -torch.inf)
 
     best, places = top(values.flatten(1), count)  # [B,count]
-    tokens = tokens.flatten(1).gather(1, places).clamp(max=eos)
+    tokens = tokens.flatten(1).gather(1, places).clamp(max=end)
     return best, parents.gather(1, places // BLOCK), tokens
 
 
@@ -168,11 +168,11 @@ class _Column:
 
 
 class _Search:
-    """Everything that changes during a search. Rows of finished sources are dropped from all but `kept_*`."""
+    """Everything that changes during a search. Rows of finished sources are dropped from all but `kept`."""
 
     def __init__(
         self,
-        model: ConditionalGenerator,
+        model: Decodable,
         memory: State,
         options: BeamOptions,
         prefix: Tensor | None,
@@ -185,12 +185,11 @@ class _Search:
         self.sources = torch.arange(len(self.lengths), device=device)  # [B] those still searched for
         self.state = model.initial_state(memory)
         self.totals = torch.zeros(len(self.lengths), 1, dtype=torch.float64, device=device)  # [B,K] -inf: no hypothesis
-        self.columns = [_Column(torch.full_like(self.sources, model.vocabulary - 2), self.sources)]
+        self.columns = [_Column(torch.full_like(self.sources, bos(model.vocabulary)), self.sources)]
         self.coverage = torch.zeros(memory["mask"].shape, device=device) if options.coverage_penalty else None  # [N,S]
-        # The best finished hypotheses, each the row of a column and what it scored.
-        shape = (len(self.lengths), options.n_best)
-        self.kept_scores = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
-        self.kept_totals, self.kept_columns, self.kept_rows = (torch.zeros_like(self.kept_scores) for _ in range(3))
+        # The best finished hypotheses of every source: score, log-probability, column and row that EOS followed.
+        shape = (len(self.lengths), options.n_best, 4)
+        self.kept = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)  # [B,n,4]
 
     def step(self) -> None:
         """Read the last tokens, choose the next ones, put away what has ended, drop the sources that are done."""
@@ -208,31 +207,28 @@ class _Search:
             chosen = force(chosen, required, log_probabilities, self.totals)
         totals, parents, tokens = chosen  # [B,K]
         rows = parents + torch.arange(len(parents), device=parents.device)[:, None] * self.totals.shape[1]
-        ended = tokens == self.constraints.eos
+        ended = tokens == self.constraints.end
         if bool(ended.any()):
             self._keep(totals.masked_fill(~ended, -torch.inf), rows, position)
         self.totals = totals.masked_fill(ended | ~totals.isfinite(), -torch.inf)
         self._go_on(tokens, rows)
 
     def _keep(self, totals: Tensor, rows: Tensor, position: int) -> None:
-        """Rank hypotheses that ended at this step, `totals` [B,K] (-inf: it has not), among those kept."""
+        """Rank the hypotheses of this step that have ended among those kept; `totals` [B,K], -inf: has not ended."""
         scores = totals / length_penalty(position + 1, self.options.length_penalty)  # [B,K]
         if self.coverage is not None:
             mask = self.memory["mask"].repeat_interleave(self.totals.shape[1], 0)  # [N,S]
             scores = scores + coverage_score(self.coverage, mask, self.options.coverage_penalty)[rows]
-        scores = torch.cat([self.kept_scores[self.sources], scores], 1)  # [B,n+K]
-        best, order = scores.sort(dim=1, descending=True, stable=True)
-        order = order[:, : self.options.n_best]
-        self.kept_scores[self.sources] = best[:, : self.options.n_best]
-        found = (totals, torch.full_like(totals, position), rows.double())
-        for kept, new in zip((self.kept_totals, self.kept_columns, self.kept_rows), found, strict=True):
-            kept[self.sources] = torch.cat([kept[self.sources], new], 1).gather(1, order)
+        new = torch.stack([scores, totals, torch.full_like(totals, position), rows.double()], -1)  # [B,K,4]
+        every = torch.cat([self.kept[self.sources], new], 1)  # [B,n+K,4]
+        order = every[:, :, 0].sort(dim=1, descending=True, stable=True).indices[:, : self.options.n_best]  # [B,n]
+        self.kept[self.sources] = every.gather(1, order[:, :, None].expand(-1, -1, 4))
 
     def _go_on(self, tokens: Tensor, rows: Tensor) -> None:
         """Put the rows in the order of their new hypotheses [B,K], without sources that can get no better."""
         longest = length_penalty(self.constraints.limit + 1, self.options.length_penalty)
         bound = self.totals.amax(1) / longest  # [B]
-        going = (bound > self.kept_scores[self.sources, -1]).nonzero()[:, 0]
+        going = (bound > self.kept[self.sources, -1, 0]).nonzero()[:, 0]
         if len(going) < len(tokens):
             tokens, rows, self.totals = tokens[going], rows[going], self.totals[going]
             self.sources, self.constraints = self.sources[going], self.constraints.select(going)
@@ -247,13 +243,12 @@ class _Search:
 
     def hypotheses(self) -> list[list[Hypothesis]]:
         """The kept ones, followed back through the columns."""
-        check_finite(self.kept_scores[:, 0])
+        check_finite(self.kept[:, 0, 0])
         tokens = [column.tokens.tolist() for column in self.columns]
         parents = [column.parents.tolist() for column in self.columns]
         attention = [c.attention.float().cpu().numpy() for c in self.columns if c.attention is not None]
-        kept = torch.stack([self.kept_scores, self.kept_totals, self.kept_columns, self.kept_rows], -1).tolist()
         found: list[list[Hypothesis]] = []
-        for source, length in zip(kept, self.lengths, strict=True):
+        for source, length in zip(self.kept.tolist(), self.lengths, strict=True):
             found.append([])
             for score, total, column, row in source:
                 if score == -torch.inf:

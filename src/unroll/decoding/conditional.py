@@ -1,10 +1,9 @@
 """Decoding a sequence that depends on a source, the parts that every method needs, and the plain methods: greedy,
 drawing, and scoring what is given. Beam search is in `beam.py`.
 
-A `ConditionalGenerator` reads sources once into a memory of B rows, one a source; its state has N = B K rows, where the
-K hypotheses of source b are the rows b K .. b K + K - 1: the memory is never copied for each hypothesis. BOS and EOS
-are the last two ids, V - 2 and V - 1. BOS is never generated; every hypothesis ends with EOS, which counts in its
-log-probability, also where the length limit left nothing else to choose.
+Models are `layers/generator.py`'s, or anything else that is `Decodable`: memory of B rows, state of N = B*K. BOS is
+never generated; every hypothesis ends with EOS, which counts in its log-probability, also where the length limit left nothing
+else to choose.
 
 Sums of log-probabilities are kept in float64. No result depends on which other sources are in the batch, but for what
 rounding in the model does to exact ties; drawing depends on it through the order in which random numbers are used.
@@ -12,7 +11,7 @@ rounding in the model does to exact ties; drawing depends on it through the orde
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Protocol, Self
 
@@ -23,19 +22,20 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from unroll.config import Strict
-from unroll.decoding.sampling import check_options, filter_logits
+from unroll.decoding.sampling import filter_logits
 from unroll.errors import UserError
+from unroll.layers.generator import State, bos, eos
 
-State = dict[str, Tensor]
 
+class Decodable(Protocol):
+    """What decoding asks of a model: the interface of `layers.generator.ConditionalGenerator`, which see."""
 
-class ConditionalGenerator(Protocol):
-    """What a model must offer to be decoded; batch rows at dimension 0 of every tensor of a `State`."""
+    @property
+    def vocabulary(self) -> int:
+        """V, with BOS and EOS."""
 
-    vocabulary: int
-
-    def encode(self, inputs: State) -> State:
-        """Sources -> memory of B rows, with at least "values" [B,S,D] and "mask" [B,S], true where a token is."""
+    def encode(self, inputs: Mapping[str, Tensor]) -> State:
+        """Sources -> memory of B rows."""
 
     def initial_state(self, memory: State) -> State:
         """State before BOS, B rows."""
@@ -97,7 +97,7 @@ class Constraints:
 
     limit: Tensor
     prefix: Tensor
-    eos: int
+    end: int
 
     @classmethod
     def of(cls, options: LengthOptions, memory: State, prefix: Tensor | None, vocabulary: int) -> Self:
@@ -111,11 +111,11 @@ class Constraints:
         else:
             limit = (mask.sum(1) * options.longest.per_source).long() + options.longest.plus  # [B]
         limit = limit.clamp(min=options.shortest).maximum((prefix >= 0).sum(1))
-        return cls(limit, prefix.to(mask.device), vocabulary - 1)
+        return cls(limit, prefix.to(mask.device, torch.int64), eos(vocabulary))
 
     def required(self, position: int) -> Tensor | None:
         """The only token allowed at a position, -1 where any is [B]; none if there is no such source."""
-        tokens = torch.where(self.limit == position, self.eos, -1)  # [B]
+        tokens = torch.where(self.limit == position, self.end, -1)  # [B]
         if position < self.prefix.shape[1]:
             tokens = torch.where(self.prefix[:, position] >= 0, self.prefix[:, position], tokens)
         return tokens if bool((tokens >= 0).any()) else None
@@ -135,11 +135,11 @@ def check_prefix(prefix: Tensor, sources: int, vocabulary: int) -> None:
         raise UserError(f"prefix: found shape {tuple(prefix.shape)}, needed is one row for each of {sources} sources")
     for row, tokens in enumerate(prefix.tolist()):
         length = tokens.index(-1) if -1 in tokens else len(tokens)
-        wrong = [token for token in tokens[:length] if not 0 <= token < vocabulary - 2]
+        wrong = [token for token in tokens[:length] if not 0 <= token < bos(vocabulary)]
         wrong += [token for token in tokens[length:] if token != -1]
         if wrong:
             raise UserError(
-                f"prefix of source {row}: found {wrong[0]}, allowed are tokens 0 to {vocabulary - 3}, then -1 alone"
+                f"prefix of source {row}: found {wrong[0]}, allowed are tokens 0 to {bos(vocabulary) - 1}, then -1 alone"
             )
 
 
@@ -208,7 +208,7 @@ def check_finite(log_probabilities: Tensor) -> None:
 
 @torch.no_grad()
 def greedy(
-    model: ConditionalGenerator,
+    model: Decodable,
     memory: State,
     options: LengthOptions,
     prefix: Tensor | None = None,
@@ -222,35 +222,35 @@ def greedy(
         UserError: a prefix that cannot be generated, a model whose probabilities are not finite or, if attention is
             asked for, without attention.
     """
-    eos = model.vocabulary - 1
+    start, end = bos(model.vocabulary), eos(model.vocabulary)
     limits = Constraints.of(options, memory, prefix, model.vocabulary)
     sources = torch.arange(len(limits.limit), device=limits.limit.device)  # [B] those still going on
-    whole, state, tokens = memory, model.initial_state(memory), torch.full_like(sources, eos - 1)
+    whole, state, tokens = memory, model.initial_state(memory), torch.full_like(sources, start)
     totals = torch.zeros(len(sources), dtype=torch.float64, device=sources.device)  # [B]
     steps: list[tuple[Tensor, Tensor, Tensor | None]] = []
     while len(sources):
         log_probabilities, state, attention = model.step(tokens, memory, state)  # [B,V]
-        best, tokens = log_probabilities[:, : eos - 1].max(-1)  # [B] BOS and EOS aside
+        best, tokens = log_probabilities[:, :start].max(-1)  # [B] BOS and EOS aside
         if len(steps) >= options.shortest:
-            tokens = torch.where(log_probabilities[:, eos] > best, eos, tokens)
+            tokens = torch.where(log_probabilities[:, end] > best, end, tokens)
         required = limits.required(len(steps))
         if required is not None:
             tokens = torch.where(required >= 0, required, tokens)
         totals[sources] += log_probabilities.gather(1, tokens[:, None])[:, 0].double()
         steps.append((sources, tokens, need_attention(attention) if with_attention else None))
-        going = (tokens != eos).nonzero()[:, 0]  # [B] rows
+        going = (tokens != end).nonzero()[:, 0]  # [B] rows
         if len(going) < len(tokens):
             sources, tokens, limits = sources[going], tokens[going], limits.select(going)
             memory, state = select_rows(memory, going), select_rows(state, going)
     check_finite(totals)
-    return _greedy_hypotheses(steps, totals, whole, eos)
+    return _greedy_hypotheses(steps, totals, whole, end)
 
 
 def _greedy_hypotheses(
-    steps: list[tuple[Tensor, Tensor, Tensor | None]], totals: Tensor, memory: State, eos: int
+    steps: list[tuple[Tensor, Tensor, Tensor | None]], totals: Tensor, memory: State, end: int
 ) -> list[Hypothesis]:
     """What was generated, from (sources, tokens, attention) of each step."""
-    chosen = torch.full((len(totals), len(steps)), eos)  # [B,T]
+    chosen = torch.full((len(totals), len(steps)), end)  # [B,T]
     looked = torch.zeros(len(totals), len(steps), memory["mask"].shape[1])  # [B,T,S]
     for position, (sources, tokens, attention) in enumerate(steps):
         chosen[sources.cpu(), position] = tokens.cpu()
@@ -259,7 +259,7 @@ def _greedy_hypotheses(
     with_attention = bool(steps) and steps[0][2] is not None
     hypotheses = []
     for source, (length, total) in enumerate(zip(source_lengths(memory), totals.tolist(), strict=True)):
-        tokens = chosen[source, : int((chosen[source] != eos).sum())]  # [T]
+        tokens = chosen[source, : int((chosen[source] != end).sum())]  # [T]
         picture = looked[source, : len(tokens), :length].numpy().copy() if with_attention else None
         hypotheses.append(Hypothesis(tokens.tolist(), total, total, picture))
     return hypotheses
@@ -270,7 +270,7 @@ def _greedy_hypotheses(
 
 @torch.no_grad()
 def sample(
-    model: ConditionalGenerator,
+    model: Decodable,
     memory: State,
     options: SampleOptions,
     generator: torch.Generator,
@@ -283,12 +283,11 @@ def sample(
     Raises:
         UserError: a prefix that cannot be generated, or a model whose probabilities are not finite.
     """
-    check_options(options.temperature, options.top_k, options.top_p)
-    eos, count = model.vocabulary - 1, options.count
+    start, end, count = bos(model.vocabulary), eos(model.vocabulary), options.count
     limits = Constraints.of(options, memory, prefix, model.vocabulary)
     samples = torch.arange(len(limits.limit) * count, device=limits.limit.device)  # [N] those of sources going on
     state = expand_rows(model.initial_state(memory), count)
-    tokens, ended = torch.full_like(samples, eos - 1), torch.zeros_like(samples, dtype=torch.bool)
+    tokens, ended = torch.full_like(samples, start), torch.zeros_like(samples, dtype=torch.bool)
     totals = torch.zeros(len(samples), dtype=torch.float64, device=samples.device)  # [N]
     steps: list[tuple[Tensor, Tensor]] = []
     while len(samples):
@@ -301,7 +300,7 @@ def sample(
         drawn = log_probabilities.gather(1, tokens[:, None])[:, 0].double()  # [N]
         totals[samples] += drawn.masked_fill(ended, 0.0)
         steps.append((samples, tokens.masked_fill(ended, -1)))
-        ended = ended | (tokens == eos)
+        ended = ended | (tokens == end)
         going = (~ended.view(-1, count).all(1)).nonzero()[:, 0]  # [B] sources
         if len(going) * count < len(samples):
             rows = (going[:, None] * count + torch.arange(count, device=going.device)).flatten()  # [N]
@@ -316,7 +315,8 @@ def sample(
 
 def _draw(log_probabilities: Tensor, options: SampleOptions, may_end: bool, generator: torch.Generator) -> Tensor:
     """One token for each row, never BOS. [N,V] -> [N]"""
-    forbidden = log_probabilities.shape[1] - torch.tensor([2] if may_end else [1, 2])
+    vocabulary = log_probabilities.shape[1]
+    forbidden = torch.tensor([bos(vocabulary)] if may_end else [bos(vocabulary), eos(vocabulary)])
     logits = log_probabilities.index_fill(1, forbidden.to(log_probabilities.device), -torch.inf)  # [N,V]
     check_finite(logits.amax(1))
     probabilities = filter_logits(logits, options.temperature, options.top_k, options.top_p).exp()  # [N,V]
@@ -327,7 +327,7 @@ def _draw(log_probabilities: Tensor, options: SampleOptions, may_end: bool, gene
 # --- scoring ----------------------------------------------------------------------------------------------------------
 
 
-def forced_scores(model: ConditionalGenerator, memory: State, targets: Tensor) -> Tensor:
+def forced_scores(model: Decodable, memory: State, targets: Tensor) -> Tensor:
     """Log-probability of each row of `targets` [N,T], K = N / B rows a source, padded with -1. -> [N], float64.
 
     A row is scored as it stands: with EOS as its last token it is a hypothesis, without it the beginning of one.
@@ -335,7 +335,7 @@ def forced_scores(model: ConditionalGenerator, memory: State, targets: Tensor) -
     """
     state = expand_rows(model.initial_state(memory), len(targets) // max(1, len(memory["mask"])))
     totals = torch.zeros(len(targets), dtype=torch.float64, device=targets.device)  # [N]
-    tokens = torch.full_like(targets[:, :1], model.vocabulary - 2)[:, 0]  # [N]
+    tokens = torch.full_like(targets[:, :1], bos(model.vocabulary))[:, 0]  # [N]
     for column in targets.unbind(1):
         log_probabilities, state, _ = model.step(tokens, memory, state)  # [N,V]
         tokens = column.clamp(min=0)
@@ -344,7 +344,7 @@ def forced_scores(model: ConditionalGenerator, memory: State, targets: Tensor) -
     return totals
 
 
-def as_targets(hypotheses: Iterable[Sequence[int]], eos: int) -> Tensor:
-    """Tokens of hypotheses as `forced_scores` reads them: [N,T], each with EOS, padded with -1."""
-    rows = [torch.tensor([*tokens, eos]) for tokens in hypotheses]
+def as_targets(hypotheses: Iterable[Sequence[int]], end: int) -> Tensor:
+    """Tokens of hypotheses as `forced_scores` reads them: [N,T], each with `end` (EOS), padded with -1."""
+    rows = [torch.tensor([*tokens, end]) for tokens in hypotheses]
     return pad_sequence(rows, batch_first=True, padding_value=-1)
