@@ -21,7 +21,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,20 @@ def dropout_place(seed: int, step: int, first_row: int, total_rows: int, keyed: 
     torch's default generator of this process, as outside.
     """
     token = _place.set(_Place(seed, step, first_row, total_rows) if keyed else None)
+    try:
+        yield
+    finally:
+        _place.reset(token)
+
+
+@contextmanager
+def several_for_each_row(count: int) -> Iterator[None]:
+    """Within it, rows i `count` .. i `count` + `count` - 1 of a batch belong to row i of what `dropout_place` says."""
+    place = _place.get()
+    if place is None:
+        yield
+        return
+    token = _place.set(replace(place, first_row=place.first_row * count, total_rows=place.total_rows * count))
     try:
         yield
     finally:

@@ -17,11 +17,11 @@ import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from unroll.config import Recipe, Strict, Training, check
@@ -33,7 +33,9 @@ from unroll.data.tokenizers import load as load_tokenizer
 from unroll.decoding.beam import BeamOptions, beam_search
 from unroll.decoding.conditional import Hypothesis, LengthOptions, greedy
 from unroll.errors import UserError
+from unroll.layers.dropout import draw_mask
 from unroll.layers.generator import bos, eos
+from unroll.losses.sequence import SequenceObjective, candidate_scores, candidates, sequence_loss
 from unroll.progress import progress
 from unroll.tasks.base import Loss, State
 from unroll.training.context import WorkerContext
@@ -44,11 +46,21 @@ WINDOW_SHARDS = 8
 class Objective(Strict):
     """What training minimises and on what. `label_smoothing`: see `layers/softmax.py`. `subword_dropout`: probability
     that a merge of the BPE is left out. `validation`: what is scored on the validation split, the mean log-loss of a
-    token or -BLEU of greedy translations."""
+    token or -BLEU of greedy translations. `scheduled_sampling` (Bengio et al. 2015, arXiv:1506.03099): probability that
+    the model is given its own guess in place of a true token; in the parallel form (Duckworth et al. 2019, 1906.04331):
+    the guesses are drawn after a first pass over the true tokens. `sequence`: a loss over whole candidates."""
 
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     subword_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    scheduled_sampling: float = Field(0.0, ge=0.0, lt=1.0)
+    sequence: SequenceObjective | None = None
     validation: Literal["loss", "bleu"] = "loss"
+
+    @model_validator(mode="after")
+    def known_reward(self) -> Self:
+        if self.sequence is not None and self.sequence.reward != "bleu":
+            raise ValueError(f"sequence.reward: found {self.sequence.reward!r}, translation knows bleu")
+        return self
 
 
 class Prediction(Strict):
@@ -123,13 +135,42 @@ class Task:
 
     def loss(self, model: Any, batch: Batch, carry: State | None) -> Loss:
         """Log-loss of one batch, a sum in nats; nothing is carried."""
-        tensors = batch.tensors
+        tensors, options = batch.tensors, self.objective
         memory = model.encode(tensors)
-        output = model(tensors["tokens"], memory, model.initial_state(memory))
+        tokens = tensors["tokens"]  # [B,T]
+        if model.training and options.scheduled_sampling:
+            tokens = mixed_with_guesses(model, tensors, options.scheduled_sampling)
+        output = model(tokens, memory, model.initial_state(memory))
         hidden, targets = output.hidden.flatten(0, 1), tensors["targets"].flatten()  # [B*T,D] [B*T]
-        smoothing = self.objective.label_smoothing if model.training else 0.0
-        total = model.output.total_log_loss(hidden, targets, smoothing)
+        total = model.output.total_log_loss(hidden, targets, options.label_smoothing if model.training else 0.0)
+        if model.training and options.sequence:
+            share = options.sequence.token_weight
+            total = share * total + (1 - share) * self.sequence_loss(model, tensors, memory, options.sequence)
         return Loss(total, total.detach(), None)
+
+    def sequence_loss(
+        self, model: Any, tensors: dict[str, Tensor], memory: State, options: SequenceObjective
+    ) -> Tensor:
+        """Loss over candidate translations, each sentence counted as often as it has target tokens: a sum."""
+        model.eval()
+        with torch.no_grad():
+            found = candidates(model, model.encode(tensors), options)  # [B*K,T]
+        model.train()
+        costs = self.costs(found, tensors["targets"])  # [B,K]
+        losses = sequence_loss(candidate_scores(model, memory, found), costs, options)  # [B]
+        return (losses * (tensors["targets"] >= 0).sum(1)).sum()
+
+    def costs(self, candidates: Tensor, targets: Tensor) -> Tensor:
+        """1 - BLEU (add-one smoothed, Lin & Och 2004) of candidates [B*K,T] against targets [B,T'], as texts: [B,K]."""
+        from sacrebleu import BLEU
+
+        metric = BLEU(effective_order=True, smooth_method="add-k", smooth_value=1, lowercase=self.manifest["lowercase"])
+        last = eos(self.vocabulary["target"])
+        references = [self.text([t for t in row if t not in (MASKED, last)]) for row in targets.tolist()]
+        texts = [self.text([t for t in row if t not in (MASKED, last)]) for row in candidates.tolist()]
+        count = len(texts) // len(references)
+        scores = [metric.sentence_score(text, [references[i // count]]).score for i, text in enumerate(texts)]
+        return 1 - torch.tensor(scores).view(-1, count).to(targets.device) / 100
 
     @torch.no_grad()
     def validate(self, model: Any, context: WorkerContext) -> float:
@@ -225,6 +266,21 @@ class Task:
             "weights": np.round(found.attention, 4).tolist(),
             "reason": reason,
         }
+
+
+def mixed_with_guesses(model: Any, tensors: dict[str, Tensor], probability: float) -> Tensor:
+    """The tokens [B,T] that the model is given, some of them drawn from what it predicts after the true ones."""
+    tokens = tensors["tokens"]
+    with torch.no_grad():
+        memory = model.encode(tensors)
+        hidden = model(tokens, memory, model.initial_state(memory)).hidden
+        scores = model.output.log_probabilities(hidden)[..., : bos(model.vocabulary)]  # [B,T,V-2]
+        noise = -torch.empty_like(scores).exponential_().log()  # Gumbel: the largest sum is a draw
+        guesses = (scores + noise).argmax(-1)  # [B,T]
+    given = torch.cat([tokens[:, :1], guesses[:, :-1]], 1)
+    true = draw_mask(tokens.shape, probability, True, tokens.device, torch.float32) > 0
+    true[:, 0] = True
+    return torch.where(true, tokens, given)
 
 
 class Collate:

@@ -1,0 +1,78 @@
+"""Losses over whole sequences: the model is trained on candidates of its own, weighed by what they are worth.
+
+Paper: Edunov et al. 2018, arXiv:1711.04956; expected risk: Shen et al. 2016, 1512.02433. For a source x with candidates
+U(x), cost c(u) in [0, 1] (1 - sentence BLEU, say), and score s(u) = log p(u | x) / |u|, |u| counting EOS:
+
+    risk         sum_u c(u) q(u)                       q(u) = exp(a s(u)) / sum_u' exp(a s(u')), a = `sharpness`
+    nll          -log q(u*)                            u* = the cheapest candidate
+    max_margin   max(0, c(u^) - c(u*) - s(u*) + s(u^)) u^ = the candidate with the highest score
+
+A sentence counts as much as it has target tokens, so that the sum adds up over batches and workers as the token loss
+does; the two are mixed by `token_weight` (the paper's "weighted" combination).
+
+Candidates come from the model as it is at this step: the n best of a beam, or drawn. Drawn ones depend on the number of
+workers, those of a beam do not.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unroll.config import Strict
+from unroll.decoding.beam import BeamOptions, beam_search
+from unroll.decoding.conditional import Decodable, SampleOptions, as_targets, expand_rows, sample
+from unroll.layers.dropout import several_for_each_row
+from unroll.layers.generator import ConditionalGenerator, State, bos, eos
+
+
+class SequenceObjective(Strict):
+    """See the top of this file. `reward`: what the cost is 1 minus of; the task knows which there are."""
+
+    loss: Literal["risk", "nll", "max_margin"] = "risk"
+    reward: str = "bleu"
+    candidates: int = Field(5, ge=2)
+    search: Literal["beam", "sample"] = "beam"
+    temperature: float = Field(1.0, gt=0.0)
+    sharpness: float = Field(1.0, gt=0.0)
+    token_weight: float = Field(0.3, ge=0.0, le=1.0)
+
+
+def candidates(model: Decodable, memory: State, options: SequenceObjective) -> Tensor:
+    """Candidates of each of B sources: [B*K,T] with EOS, -1 after it. Fewer different ones are repeated."""
+    count, last = options.candidates, eos(model.vocabulary)
+    if options.search == "beam":
+        found = beam_search(model, memory, BeamOptions(width=count, n_best=count))
+        rows = [hypotheses[k % len(hypotheses)].tokens for hypotheses in found for k in range(count)]
+        return as_targets(rows, last)
+    generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    return sample(model, memory, SampleOptions(count=count, temperature=options.temperature), generator).tokens
+
+
+def candidate_scores(model: ConditionalGenerator, memory: State, targets: Tensor) -> Tensor:
+    """Mean log-probability of a token of each candidate `targets` [B*K,T], with gradients: [B,K]."""
+    sources = len(memory["mask"])
+    count = len(targets) // sources
+    with several_for_each_row(count):
+        opening = torch.full_like(targets[:, :1], bos(model.vocabulary))
+        tokens = torch.cat([opening, targets[:, :-1].clamp_min(0)], 1)  # [B*K,T]
+        output = model(tokens, memory, expand_rows(model.initial_state(memory), count))
+    losses = model.output.log_loss(output.hidden.flatten(0, 1), targets.flatten()).view_as(targets)  # [B*K,T]
+    lengths = (targets >= 0).sum(1)
+    return (-losses.sum(1) / lengths).view(sources, count)
+
+
+def sequence_loss(scores: Tensor, costs: Tensor, options: SequenceObjective) -> Tensor:
+    """The loss of each source from scores and costs of its candidates [B,K], both -> [B]."""
+    best = costs.argmin(1, keepdim=True)  # [B,1]
+    if options.loss == "max_margin":
+        top = scores.argmax(1, keepdim=True)  # [B,1]
+        margin = costs.gather(1, top) - costs.gather(1, best) - scores.gather(1, best) + scores.gather(1, top)
+        return margin.clamp_min(0).squeeze(1)
+    log_shares = (options.sharpness * scores).log_softmax(1)  # [B,K]
+    if options.loss == "nll":
+        return -log_shares.gather(1, best).squeeze(1)
+    return (log_shares.exp() * costs).sum(1)
