@@ -262,7 +262,7 @@ class Task:
         return {
             "id": sample["id"],
             "source": [*pieces(source, sample["source"].tolist()), "</s>"],
-            "target": [*pieces(self.target_tokenizer, found.tokens), "</s>"],
+            "target": pieces(self.target_tokenizer, found.tokens),
             "weights": np.round(found.attention, 4).tolist(),
             "reason": reason,
         }
