@@ -142,6 +142,24 @@ def generate(
 
 
 @app.command()
+def translate(
+    recipe: Name,
+    text: Annotated[list[str] | None, typer.Argument(help="sentences; without any, standard input is read")] = None,
+    file: Annotated[Path | None, typer.Option(help="translate the lines of this file")] = None,
+    beam: Annotated[int, typer.Option(min=1, help="width of the beam; 1 is greedy")] = 5,
+    n_best: Annotated[int, typer.Option(min=1, help="hypotheses a sentence, with their scores")] = 1,
+    length_penalty: Annotated[float, typer.Option(min=0.0, help="0 favours short sentences")] = 1.0,
+    attention: Annotated[
+        Path | None, typer.Option(help="draw the attention of the best hypothesis into this SVG")
+    ] = None,
+) -> None:
+    """Translate sentences, a file or standard input, line by line, with a trained recipe."""
+    from unroll.stages.translate import translate as stage
+
+    stage(project_root(), recipe, text, file, beam, n_best, length_penalty, attention)
+
+
+@app.command()
 def doctor() -> None:
     """Check versions, threads, Java, GPU, Ray, MLflow, disk and data."""
     from unroll.doctor import print_checks

@@ -175,6 +175,11 @@ class Recipe(Strict):
     reference: Reference | None = None
     tiny: dict[str, Any] = {}
 
+    @property
+    def predicted_seeds(self) -> list[int]:
+        """The seeds that predict on their own; an ensemble of all of them predicts under the name of the first."""
+        return self.seeds[:1] if self.predict.get("ensemble") else self.seeds
+
     def hash(self, *also: str) -> str:
         """Name of this run: changes when anything that training reads changes. `also`: data and code hashes."""
         keys = self.model_dump(mode="json", include={"task", "dataset", "model", "train"})

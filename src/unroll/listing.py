@@ -47,7 +47,7 @@ def print_recipes(root: Path, suite: str | None) -> None:
 def state(recipe: Recipe, root: Path) -> str:
     """How far a recipe has come here."""
     place, seeds = Place(root), recipe.seeds
-    if all(place.predictions(recipe, seed).exists() for seed in seeds):
+    if all(place.predictions(recipe, seed).exists() for seed in recipe.predicted_seeds):
         return "evaluated" if (root / "results" / recipe.suite / f"{recipe.name}.json").exists() else "predicted"
     if all(place.model(recipe, seed).exists() for seed in seeds):
         return "trained"

@@ -58,7 +58,7 @@ def evaluate(root: Path, name: str, tiny: bool = False, track: bool = True) -> P
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
     _keep_details(recipe, place, names, root / "evaluations" / recipe.suite / name)
-    for index, seed in enumerate(recipe.seeds):
+    for index, seed in enumerate(recipe.predicted_seeds):
         _journal(recipe, place, seed, {metric: each[index].value for metric, each in scores.items()}, track)
     return path
 
@@ -82,7 +82,7 @@ def _scores(recipe: Recipe, place: Place, metric: str) -> list[Score]:
     """The score of every seed."""
     module = load_part("metrics", metric, f"recipes.{recipe.name}.evaluate.metrics")
     options = recipe.evaluate.get(metric, {})
-    return [module.compute(place.predictions(recipe, seed), options) for seed in recipe.seeds]
+    return [module.compute(place.predictions(recipe, seed), options) for seed in recipe.predicted_seeds]
 
 
 def _summary(scores: list[Score]) -> dict[str, Any]:
@@ -163,11 +163,14 @@ def _draw_attention(folder: Path) -> None:
 
 
 def _cost(recipe: Recipe, place: Place) -> dict[str, Any]:
-    """The cost of training, averaged over seeds."""
+    """The cost of training, averaged over seeds; an ensemble costs all of them together."""
     costs = [json.loads((place.history(recipe, seed) / "cost.json").read_text()) for seed in recipe.seeds]
     mean = dict(costs[0])
     for key in ("minutes", "tokens_per_second", "peak_memory_mb"):
         mean[key] = statistics.fmean(cost[key] for cost in costs)
+    if len(recipe.predicted_seeds) < len(recipe.seeds):
+        for key in ("minutes", "parameters"):
+            mean[key] = sum(cost[key] for cost in costs)
     return mean
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from unroll.config import load_part, load_recipe
+from unroll.decoding.ensemble import Ensemble
 from unroll.errors import UserError
 from unroll.files import new_folder
+from unroll.memory import keep_freed_memory
 from unroll.training.runs import Place, default_device, load_model
 
 
@@ -20,13 +23,20 @@ def predict(root: Path, name: str, tiny: bool = False) -> None:
     data = place.data(recipe.dataset)
     task = load_part("tasks", recipe.task, f"recipes.{name}.task").Task(recipe, data)
     device = default_device()
-    for seed in recipe.seeds:
-        folder = place.model(recipe, seed)
-        description, model = load_model(folder)
-        if description["data_hash"] != task.manifest["hash"]:
-            raise UserError(
-                f"{folder / 'model.json'}: trained on data {description['data_hash'][:12]}, {data} now holds "
-                f"{task.manifest['hash'][:12]} ({task.vocabulary} symbols); train again"
-            )
+    keep_freed_memory()
+    for seed in recipe.predicted_seeds:
+        members = recipe.seeds if recipe.predict.get("ensemble") else [seed]
+        models = [_model(place.model(recipe, member), task, data).to(device) for member in members]
         with new_folder(place.predictions(recipe, seed)) as partial:
-            task.predict(model.to(device), partial, seed, device)
+            task.predict(models[0] if len(models) == 1 else Ensemble(models), partial, seed, device)
+
+
+def _model(folder: Path, task: Any, data: Path) -> Any:
+    """The exported model of one seed, if it belongs to the data as they are prepared now."""
+    description, model = load_model(folder)
+    if description["data_hash"] != task.manifest["hash"]:
+        raise UserError(
+            f"{folder / 'model.json'}: trained on data {description['data_hash'][:12]}, {data} now holds "
+            f"{task.manifest['hash'][:12]} ({task.vocabulary} symbols); train again"
+        )
+    return model

@@ -53,11 +53,14 @@ class Prediction(Strict):
 class Task:
     """Language modelling on a prepared stream of tokens."""
 
+    validation_score = "loss"
+
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe = recipe
         self.folder = folder
         self.manifest = load_manifest(folder)
         self.vocabulary: int = self.manifest["vocabulary"]
+        self.description: dict[str, Any] = {}
 
     # --- training ---------------------------------------------------------------------------------------------------
 

@@ -65,12 +65,13 @@ class Objective(Strict):
 
 class Prediction(Strict):
     """How a split is translated: `batch` sentences at a time; attention is kept of the first `pictures` sentences, of
-    as many of the worst and of the longest."""
+    as many of the worst and of the longest. `ensemble`: the models of all seeds vote at every step."""
 
     split: str = "test"
     beam: BeamOptions = BeamOptions()
     batch: int = Field(100, ge=1)
     pictures: int = Field(3, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
     ensemble: bool = False
 
 
@@ -83,6 +84,8 @@ class Task:
         if "source_vocabulary" not in self.manifest:
             raise UserError(f"{folder / 'manifest.json'}: no pairs of texts; translation needs a preparer of pairs")
         self.vocabulary = {"source": self.manifest["source_vocabulary"], "target": self.manifest["vocabulary"]}
+        kept = ("lowercase", "source_language", "target_language")
+        self.description = {"text": {key: self.manifest.get(key) for key in kept}}
 
     # --- training ---------------------------------------------------------------------------------------------------
 
@@ -95,6 +98,11 @@ class Task:
     def objective(self) -> Objective:
         options: Objective = check(Objective, self.training.objective, f"recipes.{self.recipe.name}.train.objective")
         return options
+
+    @property
+    def validation_score(self) -> str:
+        """What `validate` gives: lower is better."""
+        return "loss" if self.objective.validation == "loss" else "minus_bleu"
 
     def plan(self, split: str, seed: int, collate: Collate | None = None) -> tuple[SampleReader, SamplePlan]:
         """Which pairs form step n. A `collate` that draws subwords says how long the pairs are in each epoch."""
@@ -228,19 +236,19 @@ class Task:
     def predict(self, model: Any, out: Path, seed: int, device: torch.device) -> None:
         """Write `translations.jsonl` (one line a sentence, in the split's order) and `attention.jsonl` into `out`."""
         options: Prediction = check(Prediction, self.recipe.predict, f"recipes.{self.recipe.name}.predict")
-        model.eval()
         found: dict[int, tuple[dict[str, Any], Hypothesis]] = {}
         reader = SampleReader(self.folder, options.split)
-        with progress(f"translate {options.split}", reader.samples) as bar:
+        faster = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16")
+        with progress(f"translate {options.split}", reader.samples) as bar, faster:
             for samples, memory in self.memories(model, options.split, options.batch, device):
-                best = beam_search(model, memory, options.beam, with_attention="keys" in memory)
+                best = beam_search(model, memory, options.beam, with_attention=attends(memory))
                 found |= {s["id"]: (s, b[0]) for s, b in zip(samples, best, strict=True)}
                 bar.advance(len(samples))
         lines = [self.line(*found[number]) for number in sorted(found)]
-        (out / "translations.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        (out / "translations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         pictures = [self.picture(*found[number], reason) for number, reason in chosen(lines, options.pictures).items()]
         pictures = [picture for picture in pictures if picture is not None]
-        (out / "attention.jsonl").write_text("".join(json.dumps(p, ensure_ascii=False) + "\n" for p in pictures))
+        (out / "attention.jsonl").write_text("".join(json.dumps(picture) + "\n" for picture in pictures))
 
     def line(self, sample: dict[str, Any], found: Hypothesis) -> dict[str, Any]:
         """What the predictions file says of one sentence."""
@@ -357,3 +365,8 @@ def chosen(lines: list[dict[str, Any]], count: int) -> dict[int, str]:
 def pieces(tokenizer: Tokenizer, tokens: list[int]) -> list[str]:
     """Each token as text."""
     return [tokenizer.decode([token]) for token in tokens]
+
+
+def attends(memory: State) -> bool:
+    """Whether the model, or one of an ensemble, has attention over this memory."""
+    return any(name == "keys" or name.endswith(".keys") for name in memory)

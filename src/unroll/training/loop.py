@@ -31,7 +31,9 @@ from unroll.training.optimizers import OptimizerPolicy
 
 
 class TrainableTask(Protocol):
-    """What the loop asks of a task."""
+    """What the loop asks of a task. `validation_score` names what `validate` gives; lower is better."""
+
+    validation_score: str
 
     def total_steps(self, seed: int) -> int: ...
     def loader(self, seed: int, context: WorkerContext, position: dict[str, int] | None) -> Any: ...
@@ -197,7 +199,7 @@ class Run:
             else:
                 self.progress.validations_without_gain += 1
         self.policy.validated(score)
-        self._journal({"validation/loss": score})
+        self._journal({f"validation/{self.task.validation_score}": score})
 
     def log(self, result: StepResult) -> None:
         """Journal the step. Activation norms need another pass over memory, so all is logged every few steps."""

@@ -183,6 +183,7 @@ def _export(task: Any, recipe: Recipe, seed: int, place: Place, model: torch.nn.
         "seed": seed,
         "vocabulary": task.vocabulary,
         "data_hash": manifest["hash"],
+        **task.description,
     }
     tokenizers = [data / manifest[key] for key in ("tokenizer", "source_tokenizer") if manifest.get(key)]
     checkpoint.save_model(place.model(recipe, seed), model.state_dict(), description, tokenizers)
