@@ -32,6 +32,9 @@ SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
 }
 
+LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+"""Nobody drains the nodes of a cluster that this process started, and the watcher greets with an error of its own."""
+
 
 class Profile(Strict):
     """Where to run: an entry of `cluster/profiles.yaml`. `workers`: a number, `[min, max]`, or `auto`."""
@@ -93,6 +96,9 @@ def launch(recipe: Recipe, seed: int, place: Place, profile: Profile, tiny: bool
             worker_runtime_env={"env_vars": {**SETTINGS, **profile.environment}},
         )
     trainer: Any = import_module("ray.train.torch").TorchTrainer
+    if profile.address == "local":
+        os.environ.update({name: value for name, value in LOCAL_SETTINGS.items() if name not in os.environ})
+        trainer = _without_cleaner(trainer)
     with _forward_sigterm(place.run(recipe, seed) / "stop"):
         return _raise_outcome(_fit(trainer(_worker if workers else _in_process, **settings)))
 
@@ -108,6 +114,21 @@ def _fit(trainer: Any) -> dict[str, Any]:
                 raise failure from None
         raise
     return outcome
+
+
+def _without_cleaner(trainer: Any) -> Any:
+    """The trainer without Ray's placement group cleaner, an actor that outlives the controller to free its resources.
+
+    A local cluster ends with this process, so there is nothing to free. The cleaner would ask the dashboard, which is
+    off, for the controller's state each second, warn each second that nobody answers, and end in a trace.
+    """
+
+    class Trainer(trainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
+
+    return Trainer
 
 
 def _start_ray(profile: Profile) -> None:
