@@ -6,6 +6,7 @@ values allowed; the message names the file and the place in it.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import importlib
@@ -309,17 +310,35 @@ def tiny_twin(recipe: Recipe) -> Recipe:
     return twin
 
 
+PARTS = {"models": "Model", "tasks": "Task", "datasets": "prepare", "metrics": "compute"}
+"""What a file of each package must define to be named in a recipe; the others there are helpers."""
+
+
 def load_part(package: str, name: str, place: str) -> Any:
     """The module `unroll.<package>.<name>`: the file named in a recipe.
 
     Raises:
-        UserError: no such file; the nearest name is given.
+        UserError: no such file, or a helper; the nearest name is given.
     """
-    folder = Path(__file__).parent / package
-    allowed = [path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")]
-    if name not in allowed:
-        raise UserError(f"{place}: no {package}/{name}.py{nearest(name, allowed)}")
-    return importlib.import_module(f"unroll.{package}.{name}")
+    files = {path.stem: path for path in (Path(__file__).parent / package).glob("[!_]*.py")}
+    if name in files:
+        module = importlib.import_module(f"unroll.{package}.{name}")
+        if hasattr(module, PARTS[package]):
+            return module
+    allowed = [stem for stem, path in files.items() if PARTS[package] in _names_defined(path)]
+    problem = f"{package}/{name}.py has no {PARTS[package]}" if name in files else f"no {package}/{name}.py"
+    raise UserError(f"{place}: {problem}{nearest(str(name), allowed)}")
+
+
+def _names_defined(path: Path) -> set[str]:
+    """What a file defines, from its text: to list what is allowed must import nothing."""
+    names = set()
+    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            names.add(statement.name)
+        targets = getattr(statement, "targets", [getattr(statement, "target", None)])
+        names |= {node.id for target in targets if target for node in ast.walk(target) if isinstance(node, ast.Name)}
+    return names
 
 
 def model_config(recipe: Recipe) -> Any:
