@@ -18,7 +18,7 @@ import torch
 from unroll.config import CountingTraining, Recipe, Training, hash_json, load_part, model_config
 from unroll.data.shards import load_manifest
 from unroll.errors import UserError
-from unroll.files import new_folder, sha256
+from unroll.files import new_folder, readable_errors, sha256
 from unroll.journal import Journal
 from unroll.memory import keep_freed_memory
 from unroll.training import checkpoint
@@ -207,11 +207,15 @@ def describe_cost(model: torch.nn.Module, context: WorkerContext) -> dict[str, A
 
 
 def start_folder(recipe: Recipe, seed: int, folder: Path, place: Place) -> None:
-    """Make the run's folder. A run that ended is begun anew; an interrupted one keeps what it has."""
-    if (folder / "finished.json").exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "stop").unlink(missing_ok=True)
+    """Make the run's folder. A run that ended is begun anew; an interrupted one keeps what it has.
+
+    Raises:
+        UserError: another process is at this run, or the folder cannot be written.
+    """
+    with readable_errors(folder):
+        if (folder / "finished.json").exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
     manifest = load_manifest(place.data(recipe.dataset))
     tags = {"recipe": recipe.name, "suite": recipe.suite, "task": recipe.task, "dataset": recipe.dataset,
             "model": recipe.model["name"], "seed": str(seed), "data_hash": manifest["hash"]}  # fmt: skip
