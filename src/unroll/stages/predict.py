@@ -7,7 +7,7 @@ from pathlib import Path
 from unroll.config import load_part, load_recipe
 from unroll.errors import UserError
 from unroll.files import new_folder
-from unroll.training.runs import Place, default_device, load_model
+from unroll.training.runs import Place, check_stream, default_device, load_model
 
 
 def predict(root: Path, name: str, tiny: bool = False) -> None:
@@ -18,6 +18,7 @@ def predict(root: Path, name: str, tiny: bool = False) -> None:
     """
     recipe, place = load_recipe(root, name, tiny=tiny), Place(root)
     data = place.data(recipe.dataset)
+    check_stream(data)
     task = load_part("tasks", recipe.task, f"recipes.{name}.task").Task(recipe, data)
     device = default_device()
     for seed in recipe.seeds:
