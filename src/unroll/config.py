@@ -90,8 +90,10 @@ class Training(Strict):
     """How a model is trained.
 
     The global batch, over all workers, is stated as `batch` rows of a stream or as `batch_tokens` (rows x longest) of a
-    set of samples; accumulation follows from it. `objective`: what the task calls its loss options. `then`: changes
-    laid over all this for a second phase of training, which starts from the weights that the first one ends with.
+    set of samples; accumulation follows from it. `parts`, a power of two, always cuts it into so many parts and adds
+    them up in a fixed order, so that every number of workers that divides it gives the same bits. `objective`: what the
+    task calls its loss options. `then`: changes laid over all this for a second phase of training, which starts from
+    the weights that the first one ends with.
     """
 
     batch: int | None = Field(None, ge=1)
@@ -104,6 +106,7 @@ class Training(Strict):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     rows_per_pass: int | None = Field(None, ge=1)
     tokens_per_pass: int | None = Field(None, ge=1)
+    parts: int | None = Field(None, ge=1)
     validate_every: int | None = Field(None, ge=1)
     checkpoint_every: int | None = Field(None, ge=1)
     validation_rows: int = Field(16, ge=1)
@@ -120,6 +123,16 @@ class Training(Strict):
             raise ValueError("state exactly one of epochs and steps")
         if (self.batch is None) == (self.batch_tokens is None):
             raise ValueError("state exactly one of batch (rows of a stream) and batch_tokens (samples)")
+        return self
+
+    @model_validator(mode="after")
+    def parts_fit(self) -> Self:
+        if self.parts is None:
+            return self
+        if self.parts & (self.parts - 1) or self.parts > (self.batch or self.parts):
+            raise ValueError(f"parts: a power of two, at most batch, is needed, found {self.parts}")
+        if self.rows_per_pass or self.tokens_per_pass:
+            raise ValueError("parts: each part is one pass; state no rows_per_pass or tokens_per_pass")
         return self
 
     def first_phase(self) -> Training:
