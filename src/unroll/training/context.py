@@ -58,8 +58,16 @@ class WorkerContext:
         Raises:
             UserError: the workers cannot share the parts evenly.
         """
-        own = 1 if parts is None else parts_of_worker(parts, self.size)
+        own = self.passes(parts)
         return [rank_rows(total_rows, self.rank, self.size, number, own) for number in range(own)]
+
+    def passes(self, parts: int | None) -> int:
+        """How many slices this worker takes of a batch: one, or its share of the `parts`.
+
+        Raises:
+            UserError: the workers cannot share the parts evenly.
+        """
+        return 1 if parts is None else parts_of_worker(parts, self.size)
 
     def _reduce(self, tensor: Tensor, in_tree: bool) -> None:
         if in_tree:
