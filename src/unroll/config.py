@@ -306,9 +306,15 @@ def load_recipes(root: Path) -> dict[str, Recipe]:
     return recipes
 
 
+TINY_SUFFIX, TINY_SUITE = "-tiny", "tiny"
+
+
 def load_recipe(root: Path, name: str, tiny: bool = False) -> Recipe:
-    """One recipe by name, with its parts checked; `tiny` gives its twin that ends in seconds."""
-    recipe: Recipe = _pick(load_recipes(root), name, "recipe", root / "recipes")
+    """One recipe by name, with its parts checked; `tiny`, or -tiny after the name, gives its twin that ends in seconds."""
+    recipes = load_recipes(root)
+    if name not in recipes and name.endswith(TINY_SUFFIX):
+        name, tiny = name.removesuffix(TINY_SUFFIX), True
+    recipe: Recipe = _pick(recipes, name, "recipe", root / "recipes")
     if tiny:
         recipe = tiny_twin(recipe)
     _pick(load_datasets(root), recipe.dataset, "data set", root / "params.yaml")
@@ -317,10 +323,13 @@ def load_recipe(root: Path, name: str, tiny: bool = False) -> Recipe:
 
 
 def tiny_twin(recipe: Recipe) -> Recipe:
-    """The recipe with its `tiny` changes laid over it: same code path, seconds instead of minutes."""
+    """The recipe with its `tiny` changes laid over it: same code path, seconds instead of minutes.
+
+    Its name and suite are its own, so that it overwrites no model and no result of the recipe.
+    """
     plain = recipe.model_dump(mode="json", exclude={"tiny"}, exclude_unset=True)
     twin: Recipe = check(Recipe, merge(plain, recipe.tiny), f"recipes.{recipe.name}.tiny")
-    return twin
+    return twin.model_copy(update={"name": recipe.name + TINY_SUFFIX, "suite": TINY_SUITE})
 
 
 PARTS = {"models": "Model", "tasks": "Task", "datasets": "prepare", "metrics": "compute"}

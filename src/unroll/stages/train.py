@@ -42,7 +42,7 @@ def train(
             if where is None:
                 train_one(recipe, seed, place, WorkerContext(device=default_device(), stop_file=run / "stop"))
             else:
-                launch(recipe, seed, place, where, tiny)
+                launch(recipe, seed, place, where)
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def worker_count(profile: Profile) -> int | tuple[int, int]:
     return profile.workers
 
 
-def launch(recipe: Recipe, seed: int, place: Place, profile: Profile, tiny: bool = False) -> dict[str, Any]:
+def launch(recipe: Recipe, seed: int, place: Place, profile: Profile) -> dict[str, Any]:
     """Train one seed under Ray Train; returns the cost that `train_one` reports.
 
     Raises:
@@ -83,7 +83,7 @@ def launch(recipe: Recipe, seed: int, place: Place, profile: Profile, tiny: bool
     train: Any = import_module("ray.train")  # Ray's own annotations describe its older version
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     workers = worker_count(profile)
-    config = {"recipe": recipe.name, "tiny": tiny, "seed": seed, "root": str(place.root.resolve())}
+    config = {"recipe": recipe.name, "seed": seed, "root": str(place.root.resolve())}
     resources = {"CPU": profile.cpus_per_worker}
     scaling = train.ScalingConfig(num_workers=workers, use_gpu=profile.gpu, resources_per_worker=resources)
     settings: dict[str, Any] = {"train_loop_config": config, "scaling_config": scaling}
@@ -182,7 +182,7 @@ def _run(config: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     from unroll.training.loop import NonFiniteError, Preempted
 
     place = Place(Path(config["root"]))
-    recipe = load_recipe(place.root, config["recipe"], tiny=config["tiny"])
+    recipe = load_recipe(place.root, config["recipe"])
     context.stop_file = place.run(recipe, config["seed"]) / "stop"
     try:
         return {"cost": train_one(recipe, config["seed"], place, context)}
