@@ -20,6 +20,7 @@ WIKITEXT = [f"{os.environ.get('UNROLL_MIRROR', 'mirror')}/wikitext-2/{split}.txt
 BENCHMARKS: dict[str, tuple[str, list[str]]] = {
     "speed_lstm": ("Training speed against a plain fp32 loop and against the matrix rate", []),
     "loop": ("The training loop, Ray's local mode, waiting for data", []),
+    "parts": ("The batch cut into parts that any number of workers adds up alike", []),
     "tracker": ("A dead tracker", []),
     "ngram": ("Kneser-Ney 5-gram on WikiText-2, counted and scored", WIKITEXT),
     "beam": ("Beam search against greedy decoding", []),

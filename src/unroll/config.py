@@ -6,6 +6,7 @@ values allowed; the message names the file and the place in it.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import importlib
@@ -89,8 +90,10 @@ class Training(Strict):
     """How a model is trained.
 
     The global batch, over all workers, is stated as `batch` rows of a stream or as `batch_tokens` (rows x longest) of a
-    set of samples; accumulation follows from it. `objective`: what the task calls its loss options. `then`: changes
-    laid over all this for a second phase of training, which starts from the weights that the first one ends with.
+    set of samples; accumulation follows from it. `parts`, a power of two, always cuts it into so many parts and adds
+    them up in a fixed order, so that every number of workers that divides it gives the same bits. `objective`: what the
+    task calls its loss options. `then`: changes laid over all this for a second phase of training, which starts from
+    the weights that the first one ends with.
     """
 
     batch: int | None = Field(None, ge=1)
@@ -103,6 +106,7 @@ class Training(Strict):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     rows_per_pass: int | None = Field(None, ge=1)
     tokens_per_pass: int | None = Field(None, ge=1)
+    parts: int | None = Field(None, ge=1)
     validate_every: int | None = Field(None, ge=1)
     checkpoint_every: int | None = Field(None, ge=1)
     validation_rows: int = Field(16, ge=1)
@@ -119,6 +123,16 @@ class Training(Strict):
             raise ValueError("state exactly one of epochs and steps")
         if (self.batch is None) == (self.batch_tokens is None):
             raise ValueError("state exactly one of batch (rows of a stream) and batch_tokens (samples)")
+        return self
+
+    @model_validator(mode="after")
+    def parts_fit(self) -> Self:
+        if self.parts is None:
+            return self
+        if self.parts & (self.parts - 1) or self.parts > (self.batch or self.parts):
+            raise ValueError(f"parts: a power of two, at most batch, is needed, found {self.parts}")
+        if self.rows_per_pass or self.tokens_per_pass:
+            raise ValueError("parts: each part is one pass; state no rows_per_pass or tokens_per_pass")
         return self
 
     def first_phase(self) -> Training:
@@ -297,9 +311,15 @@ def load_recipes(root: Path) -> dict[str, Recipe]:
     return recipes
 
 
+TINY_SUFFIX, TINY_SUITE = "-tiny", "tiny"
+
+
 def load_recipe(root: Path, name: str, tiny: bool = False) -> Recipe:
-    """One recipe by name, with its parts checked; `tiny` gives its twin that ends in seconds."""
-    recipe: Recipe = _pick(load_recipes(root), name, "recipe", root / "recipes")
+    """One recipe by name, with its parts checked; `tiny`, or -tiny after the name, gives its twin that ends in seconds."""
+    recipes = load_recipes(root)
+    if name not in recipes and name.endswith(TINY_SUFFIX):
+        name, tiny = name.removesuffix(TINY_SUFFIX), True
+    recipe: Recipe = _pick(recipes, name, "recipe", root / "recipes")
     if tiny:
         recipe = tiny_twin(recipe)
     _pick(load_datasets(root), recipe.dataset, "data set", root / "params.yaml")
@@ -308,23 +328,44 @@ def load_recipe(root: Path, name: str, tiny: bool = False) -> Recipe:
 
 
 def tiny_twin(recipe: Recipe) -> Recipe:
-    """The recipe with its `tiny` changes laid over it: same code path, seconds instead of minutes."""
+    """The recipe with its `tiny` changes laid over it: same code path, seconds instead of minutes.
+
+    Its name and suite are its own, so that it overwrites no model and no result of the recipe.
+    """
     plain = recipe.model_dump(mode="json", exclude={"tiny"}, exclude_unset=True)
     twin: Recipe = check(Recipe, merge(plain, recipe.tiny), f"recipes.{recipe.name}.tiny")
-    return twin
+    return twin.model_copy(update={"name": recipe.name + TINY_SUFFIX, "suite": TINY_SUITE})
+
+
+PARTS = {"models": "Model", "tasks": "Task", "datasets": "prepare", "metrics": "compute"}
+"""What a file of each package must define to be named in a recipe; the others there are helpers."""
 
 
 def load_part(package: str, name: str, place: str) -> Any:
     """The module `unroll.<package>.<name>`: the file named in a recipe.
 
     Raises:
-        UserError: no such file; the nearest name is given.
+        UserError: no such file, or a helper; the nearest name is given.
     """
-    folder = Path(__file__).parent / package
-    allowed = [path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")]
-    if name not in allowed:
-        raise UserError(f"{place}: no {package}/{name}.py{nearest(name, allowed)}")
-    return importlib.import_module(f"unroll.{package}.{name}")
+    files = {path.stem: path for path in (Path(__file__).parent / package).glob("[!_]*.py")}
+    if name in files:
+        module = importlib.import_module(f"unroll.{package}.{name}")
+        if hasattr(module, PARTS[package]):
+            return module
+    allowed = [stem for stem, path in files.items() if PARTS[package] in _names_defined(path)]
+    problem = f"{package}/{name}.py has no {PARTS[package]}" if name in files else f"no {package}/{name}.py"
+    raise UserError(f"{place}: {problem}{nearest(str(name), allowed)}")
+
+
+def _names_defined(path: Path) -> set[str]:
+    """What a file defines, from its text: to list what is allowed must import nothing."""
+    names = set()
+    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            names.add(statement.name)
+        targets = getattr(statement, "targets", [getattr(statement, "target", None)])
+        names |= {node.id for target in targets if target for node in ast.walk(target) if isinstance(node, ast.Name)}
+    return names
 
 
 def model_config(recipe: Recipe) -> Any:

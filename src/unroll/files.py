@@ -20,7 +20,8 @@ def readable_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         known = {errno.ENOSPC: "the disk is full", errno.EROFS: "the file system is read-only",
-                 errno.EACCES: "no permission to write", errno.EDQUOT: "the quota is used up"}  # fmt: skip
+                 errno.EACCES: "no permission to write", errno.EPERM: "no permission to write",
+                 errno.EDQUOT: "the quota is used up"}  # fmt: skip
         if error.errno in known:
             raise UserError(f"{path}: {known[error.errno]}; what was saved before is intact") from error
         raise
@@ -45,19 +46,24 @@ def sha256(path: Path) -> str:
 def new_folder(final: Path) -> Iterator[Path]:
     """A folder that appears under its final name only when it is complete and on disk.
 
-    An existing folder of that name is replaced: moved aside first, removed after the rename.
+    An existing folder of that name is replaced: moved aside first, removed after the rename. If a kill came between
+    the two, the old one is moved back the next time.
+
+    Raises:
+        UserError: the disk is full or may not be written to.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f".partial-{final.name}")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, old = final.with_name(f".partial-{final.name}"), final.with_name(f".old-{final.name}")
     try:
         with readable_errors(final):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            if old.exists() and not final.exists():
+                os.rename(old, final)
+            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             yield partial
             for path in sorted(partial.rglob("*")):
                 flush_to_disk(path)
             flush_to_disk(partial)
-            old = final.with_name(f".old-{final.name}")
             shutil.rmtree(old, ignore_errors=True)
             if final.exists():
                 os.rename(final, old)

@@ -67,8 +67,10 @@ def score(recipe: Recipe, root: Path) -> str:
         return ""
     result = json.loads(path.read_text())
     metric = result["metrics"][result["primary"]]
-    interval = "" if metric["low"] is None else f" [{float(metric['low']):.4g}, {float(metric['high']):.4g}]"
-    return f"{result['primary']} {float(metric['value']):.4g}{interval}"
+    value, low, high = (
+        None if metric[key] is None else f"{float(metric[key]):#.4g}" for key in ("value", "low", "high")
+    )
+    return f"{result['primary']} {value}" + (f" [{low}, {high}]" if low else "")
 
 
 def print_recipe(root: Path, name: str, tiny: bool) -> None:
@@ -133,7 +135,8 @@ def _activation_bytes(task: Any, model: torch.nn.Module, recipe: Recipe) -> floa
         model(tokens, model.initial_state(rows))  # type: ignore[operator]
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     bytes_kept = sum(size for pointer, size in kept.items() if pointer not in parameters)
-    return bytes_kept * (train.rows_per_pass or train.batch) * train.window / (rows * window)
+    rows_per_pass = train.rows_per_pass or math.ceil(train.batch / (train.parts or 1))
+    return bytes_kept * rows_per_pass * train.window / (rows * window)
 
 
 def _seconds(model: torch.nn.Module, train: Any, steps: int) -> float:

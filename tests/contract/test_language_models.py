@@ -30,7 +30,7 @@ def discover() -> list[Configuration]:
     for path in sorted(Path(unroll.models.__path__[0]).glob("[!_]*.py")):
         module = importlib.import_module(f"unroll.models.{path.stem}")
         if hasattr(module.Model, "step") and not hasattr(module.Model, "encode"):
-            found += [(path.stem, tiny) for tiny in getattr(module, "TINY", [{"order": 3}])]
+            found += [(path.stem, tiny) for tiny in module.TINY]
     return found
 
 

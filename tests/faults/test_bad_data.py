@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from project import project
 
 from unroll.config import DatasetEntry, Source, hash_json
 from unroll.data import shards
@@ -21,6 +22,9 @@ from unroll.data.sources import RawFile, locate
 from unroll.data.writers import SampleWriter, write_manifest
 from unroll.datasets import text
 from unroll.errors import UserError
+from unroll.stages.predict import predict
+from unroll.training.context import WorkerContext
+from unroll.training.runs import train_one
 
 CONTENT = b"some text\n" * 300
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -262,6 +266,19 @@ def test_one_flipped_byte_is_found_and_its_file_named(prepared: Path, file: str,
     content[min(place, len(content) - 2)] ^= 1
     (prepared / file).write_bytes(content)
     refused(lambda: shards.verify(prepared), str(prepared / file))
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_neither_training_nor_scoring_goes_on_with_a_flipped_byte(tmp_path: Path, split: str) -> None:
+    """A stream is read at any place, so that no reader of it could tell."""
+    recipe, place = project(tmp_path, train={"steps": 2})
+    train_one(recipe, 1, place, WorkerContext())
+    shard = place.data("own") / f"{split}-00000.tar"
+    content = bytearray(shard.read_bytes())
+    content[600] ^= 1  # within the vocabulary
+    shard.write_bytes(content)
+    refused(lambda: train_one(recipe, 1, place, WorkerContext()), str(shard), "SHA-256")
+    refused(lambda: predict(tmp_path, "small"), str(shard), "SHA-256")
 
 
 def test_a_shard_that_is_short_or_missing_is_named_at_once(prepared: Path) -> None:

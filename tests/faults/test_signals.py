@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from project import project, write_project
 
 from unroll.stages.prepare import prepare
 from unroll.training import checkpoint
+from unroll.training.context import WorkerContext
+from unroll.training.loop import Preempted
+from unroll.training.runs import train_one
 
 pytestmark = pytest.mark.fault
 LONG = {"steps": 100_000, "validate_every": 50_000, "checkpoint_every": 50_000}
@@ -69,8 +73,12 @@ def test_a_mistake_is_one_line_and_exit_code_two(tmp_path: Path) -> None:
     assert done.stderr.strip() == "error: recipes: no recipe 'smal'; did you mean 'small'? (allowed: small)"
 
 
-def test_a_disk_that_fills_up_is_one_line_and_the_last_checkpoint_loads(tmp_path: Path) -> None:
-    """RLIMIT_FSIZE makes every larger write fail, as a full disk would; a small file system needs root."""
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [("ENOSPC", "the disk is full"), ("EROFS", "the file system is read-only"), ("EACCES", "no permission to write")],
+)
+def test_a_disk_that_fails_is_one_line_and_the_last_checkpoint_loads(tmp_path: Path, error: str, words: str) -> None:
+    """A disk that fills up, or that the system makes read-only after an error, while a run is on."""
     model = {"name": "recurrent_lm", "layers": 1, "width": 64, "embedding": 16}
     recipe, place = project(tmp_path, model=model, train={"steps": 30, "checkpoint_every": 5})
     code = (
@@ -78,22 +86,73 @@ def test_a_disk_that_fills_up_is_one_line_and_the_last_checkpoint_loads(tmp_path
         "from unroll.training import checkpoint\n"
         "from unroll.cli import main\n"
         "save, calls = checkpoint.save_file, []\n"
-        "def full(*arguments):\n"
+        "def failing(*arguments):\n"
         "    calls.append(1)\n"
-        "    if len(calls) > 7: raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        f"    if len(calls) > 7: raise OSError(errno.{error}, os.strerror(errno.{error}))\n"
         "    return save(*arguments)\n"
-        "checkpoint.save_file = full\n"
+        "checkpoint.save_file = failing\n"
         "sys.argv = ['unroll', 'train', 'small', '--plain']\n"
         "main()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: runs/small-")
-    assert "the disk is full; what was saved before is intact" in done.stderr
+    assert f"{words}; what was saved before is intact" in done.stderr
+    assert "Traceback" not in done.stderr
     found, damaged = checkpoint.newest(place.run(recipe, 1) / "checkpoints")
     assert found is not None
     assert found.state["step"] == 10
     assert damaged == []
+
+
+def mounted_read_only(folder: Path) -> list[str]:
+    """What to put before a command so that it, and it alone, sees the folder as a read-only file system."""
+    shell = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+    return ["unshare", "--mount", "--map-root-user", "sh", "-c", shell, str(folder)]
+
+
+def forbidden(folder: Path) -> list[str]:
+    """The same by permission, which does not bind root."""
+    for path in [*folder.rglob("*"), folder]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    return []
+
+
+@pytest.mark.parametrize("read_only", [mounted_read_only, forbidden])
+@pytest.mark.parametrize("place_of_it", ["runs/*/seed-1", "runs"])
+def test_a_read_only_folder_is_one_line_and_the_last_checkpoint_loads(
+    tmp_path: Path, read_only: Callable[[Path], list[str]], place_of_it: str
+) -> None:
+    recipe, place = project(tmp_path / "p", train={"steps": 30, "checkpoint_every": 5})
+    train = [sys.executable, "-m", "unroll", "train", "small", "--plain"]
+    with pytest.raises(Preempted):
+        train_one(recipe, 1, place, StopAt(12))
+    folder = next((tmp_path / "p").glob(place_of_it)).absolute()
+    before = read_only(folder)
+    if subprocess.run([*before, "sh", "-c", f"! touch {folder}/probe"], capture_output=True).returncode:
+        pytest.skip("this user cannot mount, or is root")
+    done = subprocess.run([*before, *train], cwd=tmp_path / "p", capture_output=True, text=True)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: runs/small-")
+    assert "; what was saved before is intact" in done.stderr
+    assert checkpoint.newest(place.run(recipe, 1) / "checkpoints")[0].state["step"] == 12  # type: ignore[union-attr]
+    subprocess.run(train, cwd=tmp_path / "p", check=True, capture_output=True)
+    assert (place.model(recipe, 1) / "weights.safetensors").exists()
+
+
+class StopAt(WorkerContext):
+    """Asked to stop at one step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.calls, self.step = 0, step
+
+    def wants_stop(self) -> bool:
+        self.calls += 1
+        return self.calls == self.step
 
 
 def test_a_model_of_other_data_is_refused_at_prediction(tmp_path: Path) -> None:

@@ -21,9 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from project import project
 
 from unroll import tracking
-from unroll.journal import Journal, history
+from unroll.journal import Journal, history, read
+from unroll.stages import train as stage
+from unroll.training.context import WorkerContext
+from unroll.training.runs import train_one
 
 pytestmark = pytest.mark.fault
 
@@ -220,6 +224,31 @@ def test_fresh_stores_are_created_once_by_senders_that_start_together(root: Path
         assert_arrived_once(folder, tracking.tracking_uri(root))
         assert (folder / "tracking.log").read_text() == ""
     assert sorted(path.name for path in root.iterdir()) == ["mlflow.db", "mlflow.db.lock", "runs"]
+
+
+def test_the_sender_of_a_rerun_finds_a_clean_folder_and_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sender that starts in the folder of the finished run would send that one's journal, and lose its own notes."""
+    project(tmp_path, train={"steps": 3})
+    seen: list[tuple[Path, list[str]]] = []
+
+    def start_sender(folder: Path, root: Path) -> None:
+        seen.append((folder, [line["kind"] for line in read(folder)]))
+        assert not (folder / "finished.json").exists()
+        (folder / "sent.json").write_text("notes of the sender")
+
+    monkeypatch.setattr(tracking, "start_sender", start_sender)
+    monkeypatch.setattr(tracking, "finish", lambda handle: None)
+    monkeypatch.setattr(
+        stage, "launch", lambda recipe, seed, place, *_: train_one(recipe, seed, place, WorkerContext())
+    )
+    for _ in range(2):
+        stage.train(tmp_path, "small")
+        folder, kinds = seen[-1]
+        assert kinds == ["tag", "params"]
+        assert (folder / "sent.json").exists()
+    assert len(seen) == 2
 
 
 def test_a_dead_server_costs_no_time_and_leaves_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

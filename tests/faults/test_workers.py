@@ -14,11 +14,12 @@ import torch.multiprocessing as multiprocessing
 from project import project
 
 from unroll.config import load_recipe
+from unroll.errors import UserError
 from unroll.journal import history
 from unroll.training import checkpoint
 from unroll.training.context import WorkerContext
-from unroll.training.loop import Preempted
-from unroll.training.runs import Place, train_one
+from unroll.training.loop import Preempted, Run
+from unroll.training.runs import Place, build, train_one
 
 MODEL = {
     "name": "recurrent_lm", "layers": 2, "width": 24, "embedding": 16, "tied": True,
@@ -71,8 +72,12 @@ def train_with(workers: int, root: Path, stop_at: int = 0) -> None:
     multiprocessing.spawn(worker, args=(workers, port, str(root), stop_at), nprocs=workers)
 
 
-def losses(root: Path) -> list[float]:
-    return [point.value for point in history(next(root.glob("histories/small/seed-1")))["train/loss"]]
+def losses(root: Path, curve: str = "train/loss") -> list[float]:
+    return [point.value for point in history(next(root.glob("histories/small/seed-1")))[curve]]
+
+
+def validations(root: Path) -> list[float]:
+    return losses(root, "validation/loss")
 
 
 @pytest.mark.parametrize(
@@ -92,6 +97,47 @@ def test_two_workers_give_the_losses_of_one(tmp_path: Path, options: dict[str, A
     assert len(losses(tmp_path / "one")) == 200
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=tolerance)
     assert losses(tmp_path / "one")[-1] < losses(tmp_path / "one")[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": {**ADAM, "learning_rate": 0.01}},
+        pytest.param(
+            {
+                "optimizer": {**SGD, "averaging": "nt_asgd", "trigger": 1},
+                "precision": "bf16",
+                "dropout_by_place": False,
+            },
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_any_number_of_workers_gives_the_same_bits_when_the_batch_is_cut_into_parts(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Dropout, both penalties, the choice of the best weights by validation, and a change of workers on the way."""
+    train = {**TRAIN, "parts": 4, "validate_every": 20, "random_windows": True, "window": 20, **options}
+    recipe, place = project(tmp_path / "1", model=MODEL, train=train)
+    train_one(recipe, 1, place, WorkerContext())
+    assert losses(tmp_path / "1")[-1] < losses(tmp_path / "1")[0]
+    for workers, stop_at in [(2, 0), (4, 117)]:
+        recipe, other = project(tmp_path / str(workers), model=MODEL, train=train)
+        train_with(workers, tmp_path / str(workers), stop_at)
+        if stop_at:
+            train_with(2, tmp_path / str(workers))
+        assert losses(tmp_path / str(workers)) == losses(tmp_path / "1")
+        assert validations(tmp_path / str(workers)) == validations(tmp_path / "1")
+        for name in ("weights.safetensors", "model.json"):
+            assert (other.model(recipe, 1) / name).read_bytes() == (place.model(recipe, 1) / name).read_bytes()
+
+
+def test_workers_that_cannot_share_the_parts_are_refused(tmp_path: Path) -> None:
+    recipe, place = project(tmp_path, train={**TRAIN, "parts": 4})
+    task, model = build(recipe, place)
+    run = Run(task, model, recipe.train, 1, tmp_path, WorkerContext(rank=0, size=3))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"4 parts cannot be shared evenly by 3 workers \(allowed workers: 1, 2, 4\)"):
+        run.run()
 
 
 def test_workers_stop_together_and_another_number_of_them_goes_on(tmp_path: Path) -> None:

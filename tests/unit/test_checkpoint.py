@@ -159,3 +159,18 @@ def test_a_folder_that_is_replaced_is_never_seen_half_written(tmp_path: Path) ->
         fail()
     assert (final / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with files.new_folder(final) as partial:
+        assert list(partial.iterdir()) == []
+        (partial / "a").write_text("new")
+    assert (final / "a").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_kill_between_the_two_renames_of_a_folder_loses_nothing(tmp_path: Path) -> None:
+    final = tmp_path / "out"
+    with files.new_folder(final) as partial:
+        (partial / "a").write_text("old")
+    final.rename(tmp_path / ".old-out")
+    with pytest.raises(RuntimeError), files.new_folder(final):
+        raise RuntimeError
+    assert (final / "a").read_text() == "old"

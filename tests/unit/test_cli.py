@@ -1,5 +1,6 @@
 """What a newcomer meets: help, lists, a dry run, and one line for a typo."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,20 @@ def test_show_states_parameters_and_what_would_run(tmp_path: Path, monkeypatch: 
     assert f"[{4 * RECURRENT['width']}, {RECURRENT['embedding']}]" in shown
     assert "batch 4 rows x 9 tokens" in shown
     assert "40 steps" in shown
+
+
+def test_a_tiny_twin_overwrites_nothing_of_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its seconds would otherwise replace hours of training, and a score that git keeps."""
+    project(tmp_path, tiny={"train": {"steps": 2}})
+    monkeypatch.chdir(tmp_path)
+    for command in (["train", "small", "--plain"], ["predict", "small"], ["evaluate", "small", "--no-track"]):
+        assert run.invoke(app, command).exit_code == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "runs" not in path.parts}
+    for command in (["train", "small", "--plain"], ["predict", "small"], ["evaluate", "small", "--no-track"]):
+        assert run.invoke(app, [*command, "--tiny"]).exit_code == 0
+    assert {path: path.read_bytes() for path in before} == before
+    assert json.loads((tmp_path / "histories/small-tiny/seed-1/cost.json").read_text())["steps"] == 2
+    assert (tmp_path / "results/tiny/small-tiny.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,17 @@ import pytest
 import yaml
 from project import ADAM, write_project
 
-from unroll.config import load_datasets, load_recipe, load_recipes, merge, model_config, read_yaml, tiny_twin
+from unroll.config import (
+    PARTS,
+    load_datasets,
+    load_part,
+    load_recipe,
+    load_recipes,
+    merge,
+    model_config,
+    read_yaml,
+    tiny_twin,
+)
 from unroll.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +69,21 @@ def test_an_unknown_recipe_names_the_nearest(tmp_path: Path) -> None:
     write_project(tmp_path)
     with pytest.raises(UserError, match=r"no recipe 'smal'; did you mean 'small'\? \(allowed: small\)"):
         load_recipe(tmp_path, "smal")
+
+
+def test_a_helper_beside_the_parts_cannot_be_named() -> None:
+    """`metrics: [bootstrap]` names a file that exists, but no metric."""
+    for package, helper in [("metrics", "bootstrap"), ("metrics", "_predictions"), ("tasks", "base")]:
+        with pytest.raises(UserError, match=rf"^place: .*\b{package}/{helper}\.py.*\(allowed: ") as error:
+            load_part(package, helper, "place")
+        assert f" {helper}" not in str(error.value)
+    for package in PARTS:
+        with pytest.raises(UserError) as error:
+            load_part(package, "nonesuch", "place")
+        allowed = str(error.value).partition("(allowed: ")[2].rstrip(")").split(", ")
+        assert len(allowed) >= 1
+        for name in allowed:
+            assert callable(getattr(load_part(package, name, "place"), PARTS[package]))
 
 
 def test_yaml_that_is_none_names_line_and_column(tmp_path: Path) -> None:

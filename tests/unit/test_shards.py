@@ -9,7 +9,7 @@ import pytest
 
 from unroll.data import shards
 from unroll.data.shards import SampleReader, TokenStream
-from unroll.data.writers import SampleWriter, StreamWriter, prepared_folder, write_manifest
+from unroll.data.writers import SampleWriter, StreamWriter, write_manifest
 
 
 def write_stream(folder: Path, ids: np.ndarray, vocabulary: int = 300, shard_bytes: int = 2000) -> dict[str, Any]:
@@ -122,32 +122,3 @@ def test_samples_come_back_as_they_were_written(tmp_path: Path, shard_bytes: int
         assert found["target"].tolist() == expected["target"].tolist()
     assert len(reader._loaded) <= 2
     shards.verify(tmp_path)
-
-
-def stop_half_way(out: Path) -> None:
-    with prepared_folder(out) as folder:
-        (folder / "manifest.json").write_text("half")
-        raise RuntimeError("stopped")
-
-
-def test_prepared_data_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    out = tmp_path / "set"
-    with prepared_folder(out) as folder:
-        (folder / "manifest.json").write_text("old")
-    with pytest.raises(RuntimeError, match="stopped"):
-        stop_half_way(out)
-    assert (out / "manifest.json").read_text() == "old"
-    with prepared_folder(out) as folder:
-        assert list(folder.iterdir()) == []
-        (folder / "manifest.json").write_text("new")
-    assert (out / "manifest.json").read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["set"]
-
-
-def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
-    old = tmp_path / "set.old"
-    old.mkdir()
-    (old / "manifest.json").write_text("old")
-    with pytest.raises(RuntimeError, match="stopped"):
-        stop_half_way(tmp_path / "set")
-    assert (tmp_path / "set" / "manifest.json").read_text() == "old"

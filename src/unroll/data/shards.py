@@ -25,7 +25,7 @@ import re
 import tarfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -252,22 +252,27 @@ class SampleReader:
 # ---------------------------------------------------------------- checking
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(
+    folder: Path, worker: int = 0, workers: int = 1, progress: Callable[[int], object] = lambda count: None
+) -> dict[str, Any]:
     """Compare every file of a prepared folder with the manifest, which is returned.
+
+    Several workers may share the shards, so that each is read by one of them. `progress` is called with the bytes read.
 
     Raises:
         UserError: names the first file that is missing, changed, or not what a shard may be.
     """
     manifest = load_manifest(folder)
-    for split in manifest["splits"]:
-        for shard in split_entry(folder, manifest, split, manifest["kind"])["shards"]:
-            path = folder / shard["file"]
-            _check_hash(path, shard["sha256"])
-            if "lengths_sha256" in shard:
-                _check_hash(folder / lengths_name(shard["file"]), shard["lengths_sha256"])
-            records = check_members(path)
-            if records != shard["records"]:
-                raise UserError(f"{path}: {records} records found, {shard['records']} expected; {AGAIN}")
+    entries = [split_entry(folder, manifest, split, manifest["kind"]) for split in manifest["splits"]]
+    for shard in [shard for entry in entries for shard in entry["shards"]][worker::workers]:
+        path = folder / shard["file"]
+        _check_hash(path, shard["sha256"])
+        if "lengths_sha256" in shard:
+            _check_hash(folder / lengths_name(shard["file"]), shard["lengths_sha256"])
+        records = check_members(path)
+        if records != shard["records"]:
+            raise UserError(f"{path}: {records} records found, {shard['records']} expected; {AGAIN}")
+        progress(shard["bytes"])
     for tokenizer in ("tokenizer", "source_tokenizer"):
         if manifest.get(tokenizer):
             _check_hash(folder / manifest[tokenizer], manifest[f"{tokenizer}_sha256"])

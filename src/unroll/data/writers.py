@@ -1,14 +1,11 @@
-"""Writing prepared data: a folder that appears whole or not at all, and the tar shards in it (layout: `shards.py`)."""
+"""Writing prepared data: the tar shards of a folder and its manifest (layout: `shards.py`)."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,42 +13,10 @@ import numpy as np
 
 from unroll.config import hash_json
 from unroll.data.shards import TAR_BLOCK, lengths_name, padded, record_key, token_type
-from unroll.errors import UserError
 
 RECORD_TOKENS = 65536
 RECORD_SAMPLES = 256
 SHARD_BYTES = 64 * 2**20
-
-
-@contextlib.contextmanager
-def prepared_folder(out: Path) -> Iterator[Path]:
-    """Write into `<out>.partial`; at the end of the `with` it takes the place of `out`.
-
-    A failure, or a kill at any moment, leaves an older prepared `out` as it was.
-
-    Raises:
-        UserError: the disk is full or may not be written to.
-    """
-    partial, old = out.with_name(out.name + ".partial"), out.with_name(out.name + ".old")
-    try:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        shutil.rmtree(old, ignore_errors=True)
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
-            raise UserError(f"{error.filename or out}: {error.strerror}") from None
-        raise
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 class _HashedFile:

@@ -19,8 +19,9 @@ from unroll.data.pairs import Pair, PairTokenizers, PairWriter
 from unroll.data.sources import Progress, no_progress
 from unroll.data.splits import HashSplit, check_names
 from unroll.data.tokenizers import CharacterTokenizer
-from unroll.data.writers import prepared_folder, write_manifest
+from unroll.data.writers import write_manifest
 from unroll.errors import UserError
+from unroll.files import new_folder
 
 DIGITS = "0123456789"
 DRAWS = 1000
@@ -63,7 +64,7 @@ def prepare(entry: DatasetEntry, name: str, root: Path, out: Path, progress: Pro
         raise UserError(f"{place}.sources: digit strings are generated, no source is allowed")
     tokenizer = CharacterTokenizer(DIGITS, unknown=False)
     both = PairTokenizers(tokenizer, tokenizer)
-    with prepared_folder(out) as folder:
+    with new_folder(out) as folder:
         splits, done = {}, 0
         for split, count in options.samples.items():
             with PairWriter(folder, split, both) as writer:

@@ -30,8 +30,9 @@ from unroll.data.pairs import Pair, PairTokenizers, PairWriter
 from unroll.data.sources import Passes, Progress, RawFile, check_content, locate, no_progress
 from unroll.data.splits import HashSplit, check_fractions, check_names, folded
 from unroll.data.tokenizers import Tokenizer, TokenizerOptions
-from unroll.data.writers import prepared_folder, write_manifest
+from unroll.data.writers import write_manifest
 from unroll.errors import UserError
+from unroll.files import new_folder
 
 TRAIN = "train"
 EMPTY_SOURCE, EMPTY_TARGET, ELSEWHERE, DUPLICATE, TOO_LONG = REASONS = (
@@ -107,7 +108,7 @@ def prepare(entry: DatasetEntry, name: str, root: Path, out: Path, progress: Pro
     learnt = _learnt_tokenizers(options)
     corpus.count_passes(progress, [corpus.others, *[[TRAIN]] * learnt, corpus.splits])
     elsewhere = {folded(pair.source) for _, pair in corpus.pairs(corpus.others)} if corpus.others else set()
-    with prepared_folder(out) as folder:
+    with new_folder(out) as folder:
         both = _learn(corpus, lambda: _TrainingFilter(elsewhere, options.drop_duplicates), options)
         training = _TrainingFilter(elsewhere, options.drop_duplicates)
         splits = _write(folder, corpus, training, both, options)

@@ -25,8 +25,9 @@ from unroll.data.shards import token_type
 from unroll.data.sources import Passes, Progress, RawFile, check_content, file_sha256, locate, no_progress
 from unroll.data.splits import check_fractions, check_names, exact
 from unroll.data.tokenizers import Tokenizer, TokenizerOptions
-from unroll.data.writers import RECORD_TOKENS, StreamWriter, prepared_folder, write_manifest
+from unroll.data.writers import RECORD_TOKENS, StreamWriter, write_manifest
 from unroll.errors import UserError
+from unroll.files import new_folder
 
 
 class Options(Strict):
@@ -72,7 +73,7 @@ def prepare(entry: DatasetEntry, name: str, root: Path, out: Path, progress: Pro
     passes = Passes(progress, sum(file.packed_bytes for file in [*counted, *learnt, *files]))
     parts = _fractions(files[0], options, passes) if options.split else _marked(entry, files, options)
     _refuse_empty([part for part in parts if part.stop == part.start or part.file.packed_bytes == 0], place)
-    with prepared_folder(out) as folder:
+    with new_folder(out) as folder:
         tokenizer = tokenizers.learn(_training_texts(parts, training, passes), options.tokenizer)
         tokenizer.save(folder / "tokenizer.json")
         splits = _write(folder, parts, tokenizer, options, passes)

@@ -66,6 +66,15 @@ class Config(Strict):
         return self
 
 
+TINY: list[dict[str, Any]] = [
+    {"order": 1, "discount": None},
+    {"order": 3},
+    {"order": 3, "smoothing": "modified_kneser_ney"},
+    {"order": 2, "smoothing": "maximum_likelihood", "floor": 0.01},
+]
+"""Small configurations, at least one for each option: what the contract tests build."""
+
+
 class Model(nn.Module):
     """Count tables and the probabilities they give. `fit` replaces training; there are no gradients."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from unroll.config import TINY_SUITE
 from unroll.errors import UserError
 from unroll.report import formatting, view
 from unroll.report.inputs import Result, read_results
@@ -65,8 +66,8 @@ def spliced(results: Path, readme: Path) -> str:
 
 
 def _suites(results: Path) -> list[str]:
-    """Folders in `results` that hold a results file."""
-    suites = sorted({path.parent.name for path in results.glob("*/*.json")})
+    """Folders in `results` that hold a results file; those of tiny twins say nothing."""
+    suites = sorted({path.parent.name for path in results.glob("*/*.json")} - {TINY_SUITE})
     if not suites:
         raise UserError(f"{results}: no results of any suite; evaluate some recipes first")
     return suites

@@ -34,6 +34,7 @@ def evaluate(root: Path, name: str, tiny: bool = False, track: bool = True) -> P
         UserError: nothing to compute, an unknown metric or option, predictions missing or damaged.
     """
     recipe, place = load_recipe(root, name, tiny=tiny), Place(root)
+    name = recipe.name
     names = _metrics(recipe)
     scores = {metric: _scores(recipe, place, metric) for metric in names}
     first = recipe.seeds[0]

@@ -10,7 +10,7 @@ from unroll.decoding.ensemble import Ensemble
 from unroll.errors import UserError
 from unroll.files import new_folder
 from unroll.memory import keep_freed_memory
-from unroll.training.runs import Place, default_device, load_model
+from unroll.training.runs import Place, check_stream, default_device, load_model
 
 
 def predict(root: Path, name: str, tiny: bool = False) -> None:
@@ -21,6 +21,7 @@ def predict(root: Path, name: str, tiny: bool = False) -> None:
     """
     recipe, place = load_recipe(root, name, tiny=tiny), Place(root)
     data = place.data(recipe.dataset)
+    check_stream(data)
     task = load_part("tasks", recipe.task, f"recipes.{name}.task").Task(recipe, data)
     device = default_device()
     keep_freed_memory()

@@ -10,8 +10,9 @@ from unroll.config import load_recipe
 from unroll.errors import UserError
 from unroll.journal import Journal
 from unroll.training.context import WorkerContext
+from unroll.training.launch import launch, load_profile
 from unroll.training.loop import Preempted
-from unroll.training.runs import Place, default_device, train_one
+from unroll.training.runs import Place, default_device, start_folder, train_one
 
 
 def train(
@@ -32,15 +33,16 @@ def train(
     recipe, place = load_recipe(root, name, tiny=tiny), Place(root)
     if recipe.suite == "gpu" and profile == "local" and default_device().type == "cpu" and not (tiny or anyway):
         raise UserError(f"recipes.{name}: suite gpu, and no GPU is here; use another --profile, --tiny, or --anyway")
+    where = None if plain else load_profile(root, profile)
     for seed in recipe.seeds:
         run = place.run(recipe, seed)
+        start_folder(recipe, seed, run, place)  # before the sender, as it removes a finished run with all that is in it
+        (run / "stop").unlink(missing_ok=True)
         with sent_to_tracker(run, root, track and not plain), _ending(run):
-            if plain:
+            if where is None:
                 train_one(recipe, seed, place, WorkerContext(device=default_device(), stop_file=run / "stop"))
             else:
-                from unroll.training.launch import launch, load_profile
-
-                launch(recipe, seed, place, load_profile(root, profile), tiny)
+                launch(recipe, seed, place, where)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from unroll.config import CountingTraining, Recipe, Strict, Training, check
 from unroll.data.loader import Batch, StreamLoader, segments
-from unroll.data.plan import StreamPlan, rank_rows
+from unroll.data.plan import StreamPlan
 from unroll.data.shards import TokenStream, load_manifest
 from unroll.data.tokenizers import load as load_tokenizer
 from unroll.decoding.sampling import sample
@@ -108,19 +108,26 @@ class Task:
         """Nats per token on the validation split, read in `validation_rows` lanes shared among the workers."""
         stream = TokenStream(self.folder, "validation")
         rows = min(self.training.validation_rows, stream.tokens - 1)
-        mine = rank_rows(rows, context.rank, context.size, 0, 1)
-        nats, weight = 0.0, 0.0
-        if mine.stop > mine.start:
-            plan = StreamPlan(stream.tokens, rows, 256, 0)
-            carry: State | None = None
-            with StreamLoader(stream, plan, [mine], {"epoch": 0, "step": 0}) as loader:
-                for _, [batch] in zip(range(plan.steps(0)), loader, strict=False):
-                    batch = batch.to(context.device)
-                    loss = self.loss(model, batch, carry)
-                    carry = loss.carry
-                    nats, weight = nats + float(loss.total), weight + batch.weight
-        nats, weight = context.sum([nats, weight])
+        plan, parts = StreamPlan(stream.tokens, rows, 256, 0), self.training.parts
+        sums = [self._validate_rows(model, stream, plan, part, context) for part in context.slices(rows, parts)]
+        nats, weight = context.sum_of_slices(sums, parts)
         return nats / weight
+
+    def _validate_rows(
+        self, model: nn.Module, stream: TokenStream, plan: StreamPlan, rows: slice, context: WorkerContext
+    ) -> list[float]:
+        """[nats, predicted tokens] of some lanes."""
+        nats, weight = 0.0, 0.0
+        if rows.stop == rows.start:
+            return [nats, weight]
+        carry: State | None = None
+        with StreamLoader(stream, plan, [rows], {"epoch": 0, "step": 0}) as loader:
+            for _, [batch] in zip(range(plan.steps(0)), loader, strict=False):
+                batch = batch.to(context.device)
+                loss = self.loss(model, batch, carry)
+                carry = loss.carry
+                nats, weight = nats + float(loss.total), weight + batch.weight
+        return [nats, weight]
 
     # --- fitting by counting ----------------------------------------------------------------------------------------
 

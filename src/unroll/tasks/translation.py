@@ -137,9 +137,8 @@ class Task:
         """The batches of this worker from `position` on, for ever: one list a step, one batch for each pass."""
         collate = Collate(self.folder, self.manifest, self.objective.subword_dropout, seed)
         reader, plan = self.plan("train", seed, collate)
-        return SampleLoader(
-            reader, plan, collate, context.rank, context.size, passes(self.training, context.size), position
-        )
+        accumulation = passes(self.training, context)
+        return SampleLoader(reader, plan, collate, context.rank, context.size, accumulation, position)
 
     def loss(self, model: Any, batch: Batch, carry: State | None) -> Loss:
         """Log-loss of one batch, a sum in nats; nothing is carried."""
@@ -187,15 +186,16 @@ class Task:
             [score] = context.sum([-self.greedy_bleu(model, context.device) if context.is_first else 0.0])
             return score
         reader, plan = self.plan("validation", 0)
-        nats = weight = 0.0
-        collate = Collate(self.folder, self.manifest)
+        collate, parts = Collate(self.folder, self.manifest), self.training.parts
+        sums = [[0.0, 0.0] for _ in range(context.passes(parts))]
         steps = sum(len(plan.batches(window)) for window in range(plan.windows_per_epoch))
-        with SampleLoader(reader, plan, collate, context.rank, context.size) as loader:
-            for _, [batch] in zip(range(steps), loader, strict=False):
-                if batch.weight:
-                    nats += float(self.loss(model, batch.to(context.device), None).total)
-                    weight += batch.weight
-        nats, weight = context.sum([nats, weight])
+        with SampleLoader(reader, plan, collate, context.rank, context.size, len(sums)) as loader:
+            for _, batches in zip(range(steps), loader, strict=False):
+                for total, batch in zip(sums, batches, strict=True):
+                    if batch.weight:
+                        total[0] += float(self.loss(model, batch.to(context.device), None).total)
+                        total[1] += batch.weight
+        nats, weight = context.sum_of_slices(sums, parts)
         return nats / weight
 
     def greedy_bleu(self, model: Any, device: torch.device) -> float:
@@ -340,12 +340,12 @@ def target_tensors(targets: list[np.ndarray], vocabulary: int) -> dict[str, Tens
     return {"tokens": tokens, "targets": wanted}
 
 
-def passes(train: Training, workers: int) -> int:
+def passes(train: Training, context: WorkerContext) -> int:
     """In how many passes a worker goes through its share of a global batch."""
     assert train.batch_tokens is not None
     if train.tokens_per_pass is None:
-        return 1
-    return -(-train.batch_tokens // (workers * train.tokens_per_pass))
+        return context.passes(train.parts)
+    return -(-train.batch_tokens // (context.size * train.tokens_per_pass))
 
 
 def chosen(lines: list[dict[str, Any]], count: int) -> dict[int, str]:

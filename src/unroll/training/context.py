@@ -21,6 +21,7 @@ from torch import Tensor
 from unroll.config import Training
 from unroll.data.plan import rank_rows
 from unroll.errors import UserError
+from unroll.training.sums import add_in_tree, add_over_workers_in_tree, parts_of_worker
 
 
 @dataclass
@@ -37,15 +38,44 @@ class WorkerContext:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def sum(self, values: list[float]) -> list[float]:
-        """Element-wise sum over all workers, in float64."""
+    def sum(self, values: list[float], in_tree: bool = False) -> list[float]:
+        """Element-wise sum over all workers, in float64; `in_tree`: in the order of `sums.py`."""
         if self.size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
+        self._reduce(tensor, in_tree)
         return tensor.tolist()
 
-    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+    def sum_of_slices(self, values: list[list[float]], parts: int | None) -> list[float]:
+        """Element-wise sum over all `slices` of all workers: `values` are those of this worker's slices, in order."""
+        own = add_in_tree(values, lambda left, right: [a + b for a, b in zip(left, right, strict=True)])
+        return self.sum(own, in_tree=parts is not None)
+
+    def slices(self, total_rows: int, parts: int | None) -> list[slice]:
+        """The rows that this worker takes of `total_rows`: one slice, or one for each of its parts if the rows are
+        always cut into `parts` (`sums.py`). Slices are empty where rows are fewer.
+
+        Raises:
+            UserError: the workers cannot share the parts evenly.
+        """
+        own = self.passes(parts)
+        return [rank_rows(total_rows, self.rank, self.size, number, own) for number in range(own)]
+
+    def passes(self, parts: int | None) -> int:
+        """How many slices this worker takes of a batch: one, or its share of the `parts`.
+
+        Raises:
+            UserError: the workers cannot share the parts evenly.
+        """
+        return 1 if parts is None else parts_of_worker(parts, self.size)
+
+    def _reduce(self, tensor: Tensor, in_tree: bool) -> None:
+        if in_tree:
+            add_over_workers_in_tree(tensor, self.rank, self.size)
+        else:
+            dist.all_reduce(tensor)
+
+    def sum_gradients(self, parameters: list[torch.nn.Parameter], in_tree: bool = False) -> None:
         """Add the gradients of all workers, as one flat message per type of number."""
         if self.size == 1:
             return
@@ -60,7 +90,7 @@ class WorkerContext:
             by_type.setdefault(parameter.grad.dtype, []).append(parameter.grad)
         for gradients in by_type.values():
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            dist.all_reduce(flat)
+            self._reduce(flat, in_tree)
             for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(part.view_as(gradient))
 
@@ -105,9 +135,11 @@ def row_slices(train: Training, context: WorkerContext) -> list[slice]:
     """The rows of a global batch of a stream that this worker handles, one slice for each pass it accumulates.
 
     Raises:
-        UserError: fewer rows than workers.
+        UserError: fewer rows than workers, or parts that they cannot share evenly.
     """
     assert train.batch is not None
+    if train.parts is not None:
+        return context.slices(train.batch, train.parts)
     if train.batch < context.size:
         raise UserError(
             f"train.batch: {train.batch} rows cannot be shared by {context.size} workers; use fewer workers"

@@ -32,6 +32,9 @@ SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
 }
 
+LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+"""Nobody drains the nodes of a cluster that this process started, and the watcher greets with an error of its own."""
+
 
 class Profile(Strict):
     """Where to run: an entry of `cluster/profiles.yaml`. `workers`: a number, `[min, max]`, or `auto`."""
@@ -68,7 +71,7 @@ def worker_count(profile: Profile) -> int | tuple[int, int]:
     return profile.workers
 
 
-def launch(recipe: Recipe, seed: int, place: Place, profile: Profile, tiny: bool = False) -> dict[str, Any]:
+def launch(recipe: Recipe, seed: int, place: Place, profile: Profile) -> dict[str, Any]:
     """Train one seed under Ray Train; returns the cost that `train_one` reports.
 
     Raises:
@@ -80,7 +83,7 @@ def launch(recipe: Recipe, seed: int, place: Place, profile: Profile, tiny: bool
     train: Any = import_module("ray.train")  # Ray's own annotations describe its older version
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     workers = worker_count(profile)
-    config = {"recipe": recipe.name, "tiny": tiny, "seed": seed, "root": str(place.root.resolve())}
+    config = {"recipe": recipe.name, "seed": seed, "root": str(place.root.resolve())}
     resources = {"CPU": profile.cpus_per_worker}
     scaling = train.ScalingConfig(num_workers=workers, use_gpu=profile.gpu, resources_per_worker=resources)
     settings: dict[str, Any] = {"train_loop_config": config, "scaling_config": scaling}
@@ -93,6 +96,9 @@ def launch(recipe: Recipe, seed: int, place: Place, profile: Profile, tiny: bool
             worker_runtime_env={"env_vars": {**SETTINGS, **profile.environment}},
         )
     trainer: Any = import_module("ray.train.torch").TorchTrainer
+    if profile.address == "local":
+        os.environ.update({name: value for name, value in LOCAL_SETTINGS.items() if name not in os.environ})
+        trainer = _without_cleaner(trainer)
     with _forward_sigterm(place.run(recipe, seed) / "stop"):
         return _raise_outcome(_fit(trainer(_worker if workers else _in_process, **settings)))
 
@@ -108,6 +114,21 @@ def _fit(trainer: Any) -> dict[str, Any]:
                 raise failure from None
         raise
     return outcome
+
+
+def _without_cleaner(trainer: Any) -> Any:
+    """The trainer without Ray's placement group cleaner, an actor that outlives the controller to free its resources.
+
+    A local cluster ends with this process, so there is nothing to free. The cleaner would ask the dashboard, which is
+    off, for the controller's state each second, warn each second that nobody answers, and end in a trace.
+    """
+
+    class Trainer(trainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
+
+    return Trainer
 
 
 def _start_ray(profile: Profile) -> None:
@@ -161,7 +182,7 @@ def _run(config: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     from unroll.training.loop import NonFiniteError, Preempted
 
     place = Place(Path(config["root"]))
-    recipe = load_recipe(place.root, config["recipe"], tiny=config["tiny"])
+    recipe = load_recipe(place.root, config["recipe"])
     context.stop_file = place.run(recipe, config["seed"]) / "stop"
     try:
         return {"cost": train_one(recipe, config["seed"], place, context)}

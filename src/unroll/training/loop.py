@@ -28,6 +28,7 @@ from unroll.tasks.base import Loss, State
 from unroll.training import checkpoint
 from unroll.training.context import WorkerContext, row_slices
 from unroll.training.optimizers import OptimizerPolicy
+from unroll.training.sums import add_gradients_in_tree
 
 
 class TrainableTask(Protocol):
@@ -134,15 +135,10 @@ class Run:
             self.carries = [None] * len(batches)
         weight, stop = self.context.sum([sum(b.weight for b in batches), float(self.context.wants_stop())])
         self.policy.optimizer.zero_grad(set_to_none=True)
-        loss_sum = 0.0
-        for number, batch in enumerate(batches):
-            if not batch.weight:
-                continue
-            loss = self.backward(batch.to(self.context.device), self.carries[number], weight)
-            self.carries[number] = loss.carry
-            loss_sum += float(loss.total)
-        self.context.sum_gradients(self.policy.parameters)
-        [loss_sum] = self.context.sum([loss_sum])
+        losses, parameters, in_tree = self.losses(batches, weight), self.policy.parameters, self.train.parts is not None
+        loss_sum = add_gradients_in_tree(losses, parameters) if in_tree else sum(losses, 0.0)
+        self.context.sum_gradients(parameters, in_tree)
+        [loss_sum] = self.context.sum([loss_sum], in_tree)
         self.scaler.unscale_(self.policy.optimizer)
         norm = float(self.policy.clip())
         self._refuse_non_finite(loss_sum, norm, batches)
@@ -151,6 +147,19 @@ class Run:
         self.progress.position = batches[-1].position
         self.progress.predictions += weight
         return StepResult(loss_sum, weight, norm, rate, stop > 0)
+
+    def losses(self, batches: list[Batch], weight: float) -> Iterator[float]:
+        """Forward and backward of one slice after the other; gives the loss sum of each."""
+        for number, batch in enumerate(batches):
+            if not batch.weight:
+                yield 0.0
+                continue
+            if self.train.parts is not None:
+                part = self.context.rank * len(batches) + number
+                torch.manual_seed(step_seed(self.seed, self.progress.step, part))
+            loss = self.backward(batch.to(self.context.device), self.carries[number], weight)
+            self.carries[number] = loss.carry
+            yield float(loss.total)
 
     def backward(self, batch: Batch, carry: State | None, weight: float) -> Loss:
         """Loss and gradients of one slice; gradients add up over slices."""
@@ -290,9 +299,9 @@ class _Silent:
         return
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of everything random in one step on one worker that is not keyed by its place in the batch."""
-    return (seed * 1_000_003 + step) * 8_191 + rank
+def step_seed(seed: int, step: int, share: int) -> int:
+    """Seed of all in one step that is random and not keyed by its place in the batch; `share`: the worker or the part."""
+    return (seed * 1_000_003 + step) * 8_191 + share
 
 
 def autocast(train: Training, device: torch.device) -> Any:
