@@ -36,7 +36,13 @@ class Translator:
     """Translates lines of text. Several models of one recipe vote at every step."""
 
     def __init__(self, models: Sequence[Any], folder: Path, description: dict[str, Any], device: torch.device) -> None:
-        """`folder`: an exported model's, for its tokenizers. `description`: its `model.json`."""
+        """`folder`: an exported model's, for its tokenizers. `description`: its `model.json`.
+
+        Raises:
+            UserError: the folder holds no translation model.
+        """
+        if "text" not in description:
+            raise UserError(f"{folder / 'model.json'}: 'text' is missing, it is no translation model; train it again")
         chosen = [model.to(device) for model in models]
         self.model = chosen[0] if len(chosen) == 1 else Ensemble(chosen)
         self.device = device

@@ -23,12 +23,17 @@ from unroll.data.loader import Batch
 from unroll.errors import UserError
 from unroll.journal import Journal, system_metrics
 from unroll.layers.dropout import dropout_place
+from unroll.memory import return_unused
 from unroll.progress import progress
 from unroll.tasks.base import Loss, State
 from unroll.training import checkpoint
 from unroll.training.context import WorkerContext, row_slices
 from unroll.training.optimizers import OptimizerPolicy
 from unroll.training.sums import add_gradients_in_tree
+
+
+RETURN_MEMORY_EVERY = 50
+"""Steps between returns of unused memory where batches differ in shape."""
 
 
 class TrainableTask(Protocol):
@@ -112,6 +117,8 @@ class Run:
                 step = self.progress.step
                 self.log(result)
                 bar.advance(1, loss=result.loss / max(1.0, result.weight))
+                if self.train.batch_tokens and step % RETURN_MEMORY_EVERY == 0:
+                    return_unused()
                 if step % every == 0 or step == self.total_steps:
                     self.validate()
                 if step % save_every == 0 or step == self.total_steps or result.stop:
