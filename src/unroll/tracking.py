@@ -51,6 +51,7 @@ PATIENCE_AFTER_DRIVER = 60.0
 METRICS_PER_CALL, TEXTS_PER_CALL = 1000, 20  # limits of MLflow's REST API, on numbers and on bytes
 LONGEST_KEY, LONGEST_TEXT = 250, 6000
 RUN_TAG = "unroll.run"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else its page is that of a chat application
 LATER = "nothing is lost: `unroll track` sends the rest"
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the sender has its own pauses
@@ -292,7 +293,7 @@ class Sender:
 
     def _tagged_run(self, identity: str) -> Run:
         first = next(lines(self.folder), ({}, 0))[0]
-        tags = _texts(first["values"]) if first["kind"] == "tag" else {}
+        tags = _tags(first["values"]) if first["kind"] == "tag" else {}
         experiment = self._experiment(tags.get("task", "unroll"))
         name = f"{tags.get('recipe', self.folder.parent.name)} seed {tags.get('seed', '1')}"
         if not self._runs_tagged(experiment, identity):
@@ -311,7 +312,7 @@ class Sender:
         local = tracking_uri(self.root).startswith("sqlite:")
         place = (self.root.absolute() / "mlartifacts").as_uri() if local else None
         try:
-            return self.client.create_experiment(name, artifact_location=place)
+            return self.client.create_experiment(name, artifact_location=place, tags=EXPERIMENT_TAGS)
         except _outages():
             found = self.client.get_experiment_by_name(name)  # another sender was first
             if found is None:
@@ -333,7 +334,8 @@ class Sender:
         if kind == "params":
             self._send_params(_texts(line["values"]))
         elif kind == "tag":
-            self._send_tags(_texts(line["values"]))
+            self._send_tags(_tags(line["values"]))
+            self._send_dataset(line["values"])
         elif kind in ("artifact", "model"):
             path = Path(os.path.normpath(self.folder.absolute() / line["path"]))
             if not path.exists():
@@ -355,6 +357,16 @@ class Sender:
         from mlflow.entities import RunTag
 
         self._log("tags", [RunTag(key, value) for key, value in values.items()])
+
+    def _send_dataset(self, tags: Mapping[str, Any]) -> None:
+        """Name the data set as an input of the run; MLflow keeps it once however often it is sent."""
+        if not {"dataset", "data_hash"} <= tags.keys():
+            return
+        from mlflow.entities import Dataset, DatasetInput
+
+        name, digest = str(tags["dataset"]), str(tags["data_hash"])[:12]
+        source = json.dumps({"uri": f"data/prepared/{name}"})
+        self.client.log_inputs(self._run_id, datasets=[DatasetInput(Dataset(name, digest, "local", source))])
 
     def _log(self, kind: str, entries: list[Any]) -> None:
         size = METRICS_PER_CALL if kind == "metrics" else TEXTS_PER_CALL
@@ -439,6 +451,16 @@ def _metrics(line: Mapping[str, Any]) -> list[Metric]:
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
     """Parameters or tags as MLflow takes them: flat, public, and no longer than it allows."""
     return {_key(key): text[:LONGEST_TEXT] for key, text in flatten(values).items()}
+
+
+def _tags(values: Mapping[str, Any]) -> dict[str, str]:
+    """Tags of a run, and those that MLflow shows in columns of its own under its names for them too."""
+    shown = {}
+    if "recipe" in values:
+        shown = {"mlflow.source.name": f"unroll train {values['recipe']}", "mlflow.source.type": "LOCAL"}
+    if "commit" in values:
+        shown["mlflow.source.git.commit"] = values["commit"]
+    return _texts({**values, **shown})
 
 
 def _key(name: str) -> str:

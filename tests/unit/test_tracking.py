@@ -17,7 +17,10 @@ from unroll import tracking
 from unroll.errors import UserError
 from unroll.journal import Journal
 
-IDENTITY = {"recipe": "lstm", "task": "language_modeling", "suite": "demo", "seed": 3, "commit": "0123abc"}
+IDENTITY = {
+    "recipe": "lstm", "task": "language_modeling", "suite": "demo", "seed": 3, "commit": "0123abc", "dataset": "wikitext-2",
+    "data_hash": "89ab" * 16,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +84,10 @@ def test_a_whole_run_arrives(folder: Path, root: Path, client: Any) -> None:
     expected = {"model.width": "64", "model.tied": "true", "model.cell": "lstm", "betas": "[0.9, 0.999]"}
     assert run.data.params == {**expected, "clip": "null"}
     assert {key: run.data.tags[key] for key in IDENTITY} == {key: str(value) for key, value in IDENTITY.items()}
+    assert run.data.tags["mlflow.source.git.commit"] == "0123abc"
+    assert run.data.tags["mlflow.source.name"] == "unroll train lstm"
+    inputs = [(entry.dataset.name, entry.dataset.digest) for entry in run.inputs.dataset_inputs]
+    assert inputs == [("wikitext-2", "89ab89ab89ab")]
     loss = [(step, round((1.7e9 + step / 8) * 1000), 1.0 / (step + 1)) for step in range(1200)]
     assert points(client, run, "train/loss") == loss
     assert math.isnan(points(client, run, "bad")[0][2])
@@ -103,6 +110,7 @@ def test_what_was_sent_and_forgotten_does_not_appear_twice(folder: Path, root: P
     again = send(folder, root, client)
     assert again.info.run_id == first.info.run_id
     assert active_runs(client) == before
+    assert len(again.inputs.dataset_inputs) == 1
     assert [step for step, _, _ in points(client, again, "loss")] == list(range(150))
     assert [step for step, _, _ in points(client, again, "undefined")] == list(range(150))
 

@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 import statistics
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from unroll.metrics._breakdown import by_length, examples
 from unroll.metrics._predictions import SENTENCES, Sentence, read_sentences
 from unroll.report.attention import read_attention
 from unroll.report.plots import save_attention, save_losses
+from unroll.revision import commit
 from unroll.stages.train import sent_to_tracker
 from unroll.training.checkpoint import read_description
 from unroll.training.runs import Place
@@ -48,7 +48,7 @@ def evaluate(root: Path, name: str, tiny: bool = False, track: bool = True) -> P
         "split": recipe.predict.get("split", "test"),
         "test_set": recipe.evaluate.get("test_set", ""),
         "seeds": recipe.seeds,
-        "commit": _commit(root),
+        "commit": commit(root),
         "data_hash": read_description(place.model(recipe, first))["data_hash"],
         "primary": names[0],
         "metrics": {metric: _summary(each) for metric, each in scores.items()},
@@ -173,17 +173,3 @@ def _cost(recipe: Recipe, place: Place) -> dict[str, Any]:
         for key in ("minutes", "parameters"):
             mean[key] = sum(cost[key] for cost in costs)
     return mean
-
-
-def _commit(root: Path) -> str | None:
-    """The commit the code was at, with a mark if it was changed since."""
-    git = ["git", "-C", str(root)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        code = ["src", "recipes", "params.yaml"]
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--", *code], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")

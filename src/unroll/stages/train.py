@@ -9,6 +9,7 @@ from pathlib import Path
 from unroll.config import load_recipe
 from unroll.errors import UserError
 from unroll.journal import Journal
+from unroll.revision import commit
 from unroll.training.context import WorkerContext
 from unroll.training.launch import launch, load_profile
 from unroll.training.loop import Preempted
@@ -38,6 +39,8 @@ def train(
         run = place.run(recipe, seed)
         start_folder(recipe, seed, run, place)  # before the sender, as it removes a finished run with all that is in it
         (run / "stop").unlink(missing_ok=True)
+        with Journal(run) as journal:
+            journal.tag({"commit": commit(root) or "unknown"})
         with sent_to_tracker(run, root, track and not plain), _ending(run):
             if where is None:
                 train_one(recipe, seed, place, WorkerContext(device=default_device(), stop_file=run / "stop"))

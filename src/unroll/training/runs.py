@@ -245,12 +245,13 @@ def start_folder(recipe: Recipe, seed: int, folder: Path, place: Place) -> None:
             "model": recipe.model["name"], "seed": str(seed), "data_hash": manifest["hash"]}  # fmt: skip
     with Journal(folder) as journal:
         journal.tag(tags)
-        journal.params({**recipe.model_dump(mode="json", include={"task", "dataset", "model", "train"}), "seed": seed})
+        stated = {"task", "dataset", "model", "train"}
+        journal.params({**recipe.model_dump(mode="json", include=stated, exclude_none=True), "seed": seed})
 
 
 def finish_folder(recipe: Recipe, seed: int, folder: Path, place: Place, cost: dict[str, Any]) -> None:
     """Keep the history and the cost as outputs; drop the checkpoints, which nobody needs any more."""
-    values = {f"cost/{name}": value for name, value in cost.items() if isinstance(value, int | float)}
+    values = {f"training_cost/{name}": value for name, value in cost.items() if isinstance(value, int | float)}
     with Journal(folder) as journal:
         journal.metrics(int(cost.get("steps", 0)), values)
         journal.model(place.model(recipe, seed), recipe.name)
