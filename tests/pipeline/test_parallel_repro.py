@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,7 +20,10 @@ from dvc.repo import Repo
 
 from unroll.errors import UserError
 from unroll.repro import pipeline, schedule
+from unroll.repro.processes import Ended, Processes, stop
+from unroll.repro.ray_tasks import resources
 from unroll.repro.schedule import repro
+from unroll.training.launch import Profile
 
 pytestmark = pytest.mark.pipeline
 PYTHON = sys.executable
@@ -90,10 +94,24 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def start(root: Path, *arguments: str, **options: object) -> subprocess.Popen[str]:
+STARTED: list[subprocess.Popen[str]] = []
+
+
+def start(root: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     command = [PYTHON, "-m", "unroll", "repro", *arguments]
-    log = (root / "log").open("a")
-    return subprocess.Popen(command, cwd=root, text=True, **{"stdout": log, "stderr": log, **options})  # type: ignore[call-overload,no-any-return]
+    with (root / "log").open("a") as log:
+        STARTED.append(subprocess.Popen(command, cwd=root, text=True, **{"stdout": log, "stderr": log, **options}))
+    return STARTED[-1]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Commands that a failed test leaves."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.wait()
 
 
 def until(reached: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -262,14 +280,90 @@ def test_eight_commands_started_at_once_all_end_well(tmp_path: Path) -> None:
     assert [command.wait(timeout=300) for command in commands] == [0] * 8
 
 
-@pytest.mark.slow
 @pytest.mark.fault
-def test_stages_of_a_killed_command_are_waited_for_and_not_run_twice_at_a_time(tmp_path: Path) -> None:
-    stages = {"slow": {"cmd": "echo begin >> ../runs; sleep 8; echo end >> ../runs; echo x > out", "outs": ["out"]}}
+def test_a_killed_command_takes_its_stages_along_and_the_next_one_waits_for_them(tmp_path: Path) -> None:
+    """The stages are told to save, and no two of one output run at a time."""
+    script = "trap 'sleep 2; echo saved; exit 75' TERM; echo begun; sleep 5; echo done; echo x > out"
+    stages = {"slow": {"cmd": f"({script}) >> ../told", "outs": ["out"]}}
     root = write_project(tmp_path / "project", yaml.safe_dump({"stages": stages}))
     killed = start(root)
-    until((tmp_path / "runs").exists)
+    until((tmp_path / "told").exists)
+    time.sleep(0.2)  # for the trap
     killed.kill()
     killed.wait()
     assert start(root).wait(timeout=120) == 0
-    assert (tmp_path / "runs").read_text().split() == ["begin", "end"] * 2
+    assert (tmp_path / "told").read_text().split() == ["begun", "saved", "begun", "done"]
+
+
+class Losing(Processes):
+    """Machines that are lost, the first `losses` times."""
+
+    retries = 2
+
+    def __init__(self, losses: int) -> None:
+        super().__init__()
+        self.losses = losses
+
+    def wait(self, seconds: float) -> list[Ended]:
+        if self.losses and self.groups:
+            self.losses -= 1
+            stage, group = self.groups.popitem()
+            stop([group], signal.SIGKILL)
+            return [Ended(stage, None, "its machine was lost")]
+        return super().wait(seconds)
+
+
+@pytest.mark.parametrize(("losses", "code"), [(2, 0), (3, 1)])
+def test_a_stage_whose_machine_was_lost_runs_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, losses: int, code: int
+) -> None:
+    stages = {"slow": {"cmd": "sleep 0.5; echo x > out", "outs": ["out"]}}
+    monkeypatch.chdir(write_project(tmp_path, yaml.safe_dump({"stages": stages})))
+    monkeypatch.setattr(schedule, "_runner", lambda *_: Losing(losses))
+    assert repro([]) == code
+    assert (tmp_path / "out").exists() == (code == 0)
+
+
+@pytest.mark.parametrize(
+    ("profile", "runs_on", "expected"),
+    [
+        ({"workers": 2, "gpu": True, "cpus_per_worker": 4}, "workers", (0, 0)),  # its worker group asks
+        ({"workers": 2, "gpu": True, "cpus_per_worker": 4}, "device", (4, 1)),
+        ({"workers": 2, "gpu": True, "cpus_per_worker": 4}, "", (4, 0)),
+        ({"workers": 0, "gpu": True, "cpus_per_worker": 2}, "workers", (2, 1)),
+        ({"workers": 0}, "device", (1, 0)),
+    ],
+)
+def test_tasks_ask_for_what_the_profile_says(profile: dict[str, Any], runs_on: str, expected: tuple[int, int]) -> None:
+    assert resources(Profile(**profile), runs_on) == expected
+
+
+RAY_PROFILES = {"profiles": {"tasks": {"workers": 0, "cpus_per_worker": 1}}}
+
+
+@pytest.mark.slow
+def test_ray_tasks_give_the_lock_file_and_outputs_of_the_serial_run(tmp_path: Path) -> None:
+    roots = [write_project(tmp_path / name) for name in ("ray", "serial")]
+    for root in roots:
+        (root / "cluster").mkdir()
+        (root / "cluster/profiles.yaml").write_text(yaml.safe_dump(RAY_PROFILES))
+    assert start(roots[0], "--ray", "--profile", "tasks").wait(timeout=200) == 1
+    os.chdir(roots[1])
+    serial(roots[1])
+    (roots[0] / "log").unlink()
+    assert content(roots[0]) == content(roots[1])
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGKILL, -9)])
+def test_nothing_of_a_stopped_or_killed_command_stays_on_a_ray_cluster(tmp_path: Path, number: int, code: int) -> None:
+    root = write_project(tmp_path, yaml.safe_dump({"stages": STUBBORN}))
+    (root / "cluster").mkdir()
+    (root / "cluster/profiles.yaml").write_text(yaml.safe_dump(RAY_PROFILES))
+    process = start(root, "--ray", "--profile", "tasks")
+    until(lambda: len(started_by_stages(root)) >= 5, seconds=200)
+    process.send_signal(number)
+    assert process.wait(timeout=100) == code
+    until(lambda: started_by_stages(root) == [], seconds=60)
+    assert (root / "save").exists()

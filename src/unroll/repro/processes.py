@@ -50,14 +50,26 @@ class Runner(Protocol):
         """Send signal `number` to all that runs, wait for its end, end the rest by force."""
 
 
+GUARD = """
+exec 3<&0
+(read word <&3 || { kill -s TERM -- -$0; sleep $1; kill -s KILL -- -$0; }) >/dev/null 2>&1 &
+"""
+"""Waits for a line; if the pipe closes without one, whoever should have written it was killed: ends the group instead.
+A process of its own: Ray kills the children of a worker that dies, and not theirs."""
+
+
 class Group:
-    """The commands of one stage, one after another; each with all that it starts is a process group."""
+    """The commands of one stage, one after another; each with all that it starts is a process group.
+
+    Should this process be killed, the group is asked to end, and killed after a grace.
+    """
 
     def __init__(self, lines: Sequence[list[str]], folder: str, environment: dict[str, str], log: Path,
                  inherit: Sequence[int] = ()) -> None:  # fmt: skip
         self.rest, self.folder, self.environment, self.inherit = list(lines), folder, environment, inherit
         self.log = log
         self.log.write_bytes(b"")
+        self.guard: int | None = None
         self._next()
 
     def _next(self) -> None:
@@ -72,10 +84,18 @@ class Group:
                 pass_fds=self.inherit,
                 start_new_session=True,
             )
+        pipe, self.guard = os.pipe()
+        told = [str(self.process.pid), str(int(GRACE_SECONDS[signal.SIGTERM]))]
+        subprocess.run(["/bin/sh", "-c", GUARD, *told], stdin=pipe, start_new_session=True, check=True)
+        os.close(pipe)
 
     def poll(self) -> int | None:
         """The exit code of the first command that failed, or of the last one; None while one runs."""
         code = self.process.poll()
+        if code is not None and self.guard is not None:
+            os.write(self.guard, b"ended\n")
+            os.close(self.guard)
+            self.guard = None
         if code == 0 and self.rest:
             self._next()
             return None
@@ -88,8 +108,8 @@ class Group:
             os.killpg(self.process.pid, number)
 
     def left(self) -> bool:
-        """Whether any process of the group lives."""
-        self.process.poll()  # takes the first one away if it has ended
+        """Whether any process of a signalled group lives."""
+        self.poll()  # takes the first one away if it has ended, and lets the guard go
         return any(_lives_in(process, self.process.pid) for process in psutil.process_iter(["status"]))
 
 
@@ -153,6 +173,8 @@ def run(lines: list[list[str]], folder: str, environment: dict[str, str], log: s
 
     When interrupted (Ray cancels a task by KeyboardInterrupt), all that they started is asked to save and end first.
     """
+    # What `&` starts in a script ignores SIGINT, and so would Ray's workers and the KeyboardInterrupt that ends a task.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     group = Group(lines, folder, with_this_python({**os.environ, **environment}), Path(log))
     try:
         while (code := group.poll()) is None:
