@@ -160,6 +160,22 @@ def translate(
 
 
 @app.command()
+def repro(
+    targets: Annotated[list[str] | None, typer.Argument(help="stages of dvc.yaml; none: all of them")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="stages at a time, 1 unless given")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="as Ray tasks; as many as there is room for")] = False,
+    profile: Annotated[
+        str, typer.Option(envvar="UNROLL_PROFILE", help="with --ray: where to run, cluster/profiles.yaml")
+    ] = "local",
+) -> None:
+    """Reproduce the stages of dvc.yaml as `dvc repro` does, several at a time."""
+    from unroll.repro.schedule import repro as reproduce
+
+    os.chdir(project_root())
+    raise typer.Exit(reproduce(targets or [], jobs, profile if ray else None))
+
+
+@app.command()
 def doctor() -> None:
     """Check versions, threads, Java, GPU, Ray, MLflow, disk and data."""
     from unroll.doctor import print_checks

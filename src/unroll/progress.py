@@ -31,7 +31,7 @@ class Bar:
     when the line is drawn, so that a GPU is not waited for at every step."""
 
     def __init__(self, name: str, total: float | None, start: float) -> None:
-        self.name = _printable(name)
+        self.name = printable(name)
         self.total = total
         self.start = start
         self.done = start
@@ -60,7 +60,7 @@ class Bar:
         rate = (self.done - self.start) / max(seconds, 1e-9)
         parts = [f"{_count(self.done)}{f' of {_count(self.total)}' if self.total else ''}", f"{_count(rate)}/s"]
         if self.total and rate > 0:
-            parts.append(f"{_duration(max(0.0, self.total - self.done) / rate)} left")
+            parts.append(f"{duration(max(0.0, self.total - self.done) / rate)} left")
         return f"{self.name}: {', '.join([*parts, *self._shown_values()])}"
 
     def last_line(self, complete: bool) -> str:
@@ -70,7 +70,7 @@ class Bar:
         how_far = _count(self.done) if complete else f"stopped at {_count(self.done)}"
         if not complete and self.total:
             how_far += f" of {_count(self.total)}"
-        return f"{self.name}: {', '.join([f'{how_far} in {_duration(seconds)}', rate, *self._shown_values()])}"
+        return f"{self.name}: {', '.join([f'{how_far} in {duration(seconds)}', rate, *self._shown_values()])}"
 
     def __enter__(self) -> Self:
         return self
@@ -91,7 +91,7 @@ class Bar:
         self._next_show = now + SECONDS_BETWEEN_DRAWINGS
 
     def _shown_values(self) -> list[str]:
-        return [f"{_printable(name)} {float(value):.4g}" for name, value in self.values.items()]
+        return [f"{printable(name)} {float(value):.4g}" for name, value in self.values.items()]
 
 
 class _Drawing:
@@ -124,7 +124,7 @@ class _Drawing:
             _Drawing.screen = None
 
 
-def _printable(text: Any) -> str:
+def printable(text: Any) -> str:
     """`text` without characters that would steer a terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in str(text))
 
@@ -141,7 +141,7 @@ def _count(value: float) -> str:
     return f"{value / 1e3:.0f}k"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """0.4 s or 1:02 or 3:04:05."""
     if seconds < 10:
         return f"{seconds:.1f} s"

@@ -28,9 +28,14 @@ ALLOWED = {
     "training": {"errors", "files", "config", "journal", "memory", "progress", "layers", "data", "tasks"},
     "memory": set(),
     "report": {"errors", "config", "files", "metrics"},
+    "repro": {"errors", "progress", "training"},
     "tracking": {"errors", "config", "files", "journal", "progress"},
 }
-HEAVY = {"ray": {"training/launch.py", "doctor.py"}, "mlflow": {"tracking.py", "doctor.py"}, "dvc": set()}
+HEAVY = {
+    "ray": {"training/launch.py", "doctor.py"},
+    "mlflow": {"tracking.py", "doctor.py"},
+    "dvc": {"repro/pipeline.py"},
+}
 
 
 def imported(path: Path) -> set[str]:

@@ -88,7 +88,7 @@ def launch(recipe: Recipe, seed: int, place: Place, profile: Profile) -> dict[st
     scaling = train.ScalingConfig(num_workers=workers, use_gpu=profile.gpu, resources_per_worker=resources)
     settings: dict[str, Any] = {"train_loop_config": config, "scaling_config": scaling}
     if workers != 0:
-        _start_ray(profile)
+        start_ray(profile)
         settings["run_config"] = train.RunConfig(
             name=f"{place.run(recipe, seed).parent.name}-seed-{seed}",
             storage_path=str((place.root / "runs" / ".ray").resolve()),
@@ -131,7 +131,8 @@ def _without_cleaner(trainer: Any) -> Any:
     return Trainer
 
 
-def _start_ray(profile: Profile) -> None:
+def start_ray(profile: Profile) -> None:
+    """Raises UserError when the cluster of the profile is not there."""
     import ray
 
     if ray.is_initialized():

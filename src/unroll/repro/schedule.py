@@ -1,0 +1,217 @@
+"""Which stage runs next, until all are done, failed or stopped.
+
+Several commands in one checkout take turns: a lock file is held from before the graph is read until the last child has
+ended, also by children that outlive a killed parent.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from unroll.errors import UserError
+from unroll.repro.pipeline import LOCK_SECONDS, Busy, Pipeline, StageError, opened
+from unroll.repro.processes import Ended, Processes, Runner
+from unroll.repro.table import Display, State, display
+
+PREEMPTED = 75
+"""Exit code of a stage, and of `unroll repro`, that was asked to stop and saved: run it again to go on (EX_TEMPFAIL)."""
+FAILED = 1
+WAIT_SECONDS = 0.2
+LOCK_FILE = "unroll-repro.lock"
+
+
+def repro(targets: Sequence[str], jobs: int | None = None, profile: str | None = None) -> int:
+    """Reproduce `targets` (none: everything) of the project in the working directory; returns the exit code.
+
+    `jobs` commands run at a time (1 if None). With a `profile` (cluster/profiles.yaml) they run as Ray tasks instead, as
+    many as the cluster has room for, at most `jobs` if it is given.
+
+    Exit code: 0 all is up to date, 1 a stage failed, 75 stopped by SIGTERM (or every stage that ended badly did so with
+    75), 130 stopped by Ctrl-C.
+
+    Raises:
+        UserError: no DVC project, an unknown target or profile, a mistake in dvc.yaml, DVC's lock held for too long.
+    """
+    with _checkout_lock(Path(".dvc") / "tmp") as lock:
+        runner = _runner(jobs, profile, lock)  # before the signals: Ray sets its own handlers
+        with _stop_signals() as asked, opened(targets) as pipeline:
+            shown = display(pipeline.order)
+            schedule = Schedule(pipeline, runner, shown, jobs or (1 if profile is None else len(pipeline.order)), asked)
+            with shown:
+                schedule.run()
+            shown.close()
+        return schedule.exit_code()
+
+
+def _runner(jobs: int | None, profile: str | None, lock: int) -> Runner:
+    if profile is not None:
+        from unroll.repro.ray_tasks import RayTasks
+
+        return RayTasks(profile)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Processes(max(1, cores // jobs) if jobs and jobs > 1 else None, inherit=[lock])
+
+
+class Schedule:
+    """The stages of `pipeline` on `runner`, at most `jobs` at a time. `asked` holds the signals that ask for a stop."""
+
+    def __init__(self, pipeline: Pipeline, runner: Runner, shown: Display, jobs: int, asked: list[int]) -> None:
+        self.pipeline, self.runner, self.shown, self.jobs, self.asked = pipeline, runner, shown, jobs, asked
+        self.waiting = set(pipeline.order)
+        self.running: dict[str, None] = {}
+        self.finished: set[str] = set()
+        self.codes: list[int] = []
+        self.blocked: dict[str, float] = {}
+        self.losses: Counter[str] = Counter()
+
+    def run(self) -> None:
+        """Until nothing is left to do, or a stop is asked for. No process is left over, whatever happens."""
+        try:
+            while (self.waiting or self.running) and not self.asked:
+                self._start_ready()
+                self.pipeline.write()
+                if self.running or self.blocked:
+                    for ended in self._wait():
+                        self._end(ended)
+            if self.asked:
+                for ended in self.runner.stop(self.asked[0]):
+                    self._end(ended)
+        finally:
+            self.runner.stop(signal.SIGKILL)
+        for name in [*self.running, *self.waiting]:
+            self.shown.end(name, State.STOPPED if name in self.running else State.SKIPPED)
+
+    def exit_code(self) -> int:
+        if self.asked:
+            return 128 + signal.SIGINT if self.asked[0] == signal.SIGINT else PREEMPTED
+        if not self.codes:
+            return 0
+        return PREEMPTED if set(self.codes) == {PREEMPTED} else FAILED
+
+    def _start_ready(self) -> None:
+        """In the order of the serial run, in which a stage comes after those it needs."""
+        for name in self.pipeline.order:
+            if len(self.running) >= self.jobs or self.asked:
+                return
+            if name in self.waiting and self.pipeline.needs[name] <= self.finished:
+                self._start(name)
+
+    def _start(self, name: str) -> None:
+        try:
+            command = self.pipeline.prepare(name)
+        except Busy as error:
+            began = self.blocked.setdefault(name, time.monotonic())
+            if time.monotonic() - began > LOCK_SECONDS:
+                self._fail(name, str(error))
+            return
+        except StageError as error:
+            self._fail(name, str(error))
+            return
+        self.blocked.pop(name, None)
+        self.waiting.remove(name)
+        if command is None:
+            self.finished.add(name)
+            self.shown.end(name, State.CACHED)
+            return
+        command.log.unlink(missing_ok=True)
+        self.running[name] = None
+        self.shown.start(name, command.log)
+        self.runner.start(command)
+
+    def _wait(self) -> list[Ended]:
+        """Until a stage ends, a stop is asked for, or a blocked stage is worth another try."""
+        with self.pipeline.unlocked():
+            while not self.asked:
+                for name in self.running:
+                    if self.runner.begun(name):
+                        self.shown.begin(name)
+                ended = self.runner.wait(WAIT_SECONDS)
+                self.shown.tick()
+                if ended or self.blocked:
+                    return ended
+        return []
+
+    def _end(self, ended: Ended) -> None:
+        name = ended.stage
+        self.running.pop(name, None)
+        if ended.code is None and self.losses[name] < self.runner.retries and not self.asked:
+            self.losses[name] += 1
+            self.pipeline.release(name)
+            self.waiting.add(name)
+            self.shown.end(name, State.WAITING, ended.reason)
+            return
+        if ended.code == 0:
+            try:
+                self.pipeline.finish(name)
+                self.finished.add(name)
+                self.shown.end(name, State.DONE)
+            except StageError as error:
+                self._fail(name, str(error))
+            return
+        self.pipeline.release(name)
+        if self.asked:
+            self.shown.end(name, State.STOPPED, ended.reason)
+        else:
+            self._fail(name, ended.reason, ended.code)
+
+    def _fail(self, name: str, reason: str, code: int | None = FAILED) -> None:
+        """The stage and all that need it are over."""
+        self.codes.append(FAILED if code is None else code)
+        self.waiting.discard(name)
+        self.blocked.pop(name, None)
+        self.shown.end(name, State.FAILED, reason)
+        lost = {name}
+        for other in self.pipeline.order:
+            if other in self.waiting and self.pipeline.needs[other] & lost:
+                lost.add(other)
+                self.waiting.remove(other)
+                self.shown.end(other, State.SKIPPED, f"needs {name}")
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """The stop signals received so far. A second Ctrl-C interrupts whatever goes on."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _checkout_lock(folder: Path) -> Iterator[int]:
+    """One `unroll repro` at a time in a checkout; the others wait for their turn. Yields the open lock file."""
+    if not folder.parent.is_dir():
+        raise UserError(f"{folder.parent.absolute()}: no such folder; run `dvc init` first")
+    folder.mkdir(exist_ok=True)
+    lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 64, 0).decode(errors="replace").strip() or "of another process"
+            print(
+                f"waiting for another unroll repro in this checkout (PID {holder}, or stages that it left)", flush=True
+            )
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        yield lock
+    finally:
+        os.close(lock)
