@@ -34,7 +34,7 @@ def twin_project(root: Path, suite: str) -> list[str]:
     (root / "data/embedded").symlink_to(ROOT / "data/embedded")
     (root / "recipes").mkdir()
     twins: dict[str, Any] = {}
-    for path in (ROOT / "recipes").glob("*.yaml"):
+    for path in sorted((ROOT / "recipes").glob("*.yaml")):
         entries = yaml.safe_load(path.read_text())["recipes"]
         own = {name: merge(entry, entry.get("tiny", {})) for name, entry in entries.items() if entry["suite"] == suite}
         (root / "recipes" / path.name).write_text(yaml.safe_dump({"recipes": own}))
