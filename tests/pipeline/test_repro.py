@@ -30,16 +30,19 @@ def twin_project(root: Path, suite: str) -> list[str]:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     text = (ROOT / "data/embedded/tiny-shakespeare/input.txt").read_bytes()[:TEXT_BYTES]
     (root / "short.txt").write_bytes(text)
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    dataset = params["datasets"]["tiny-shakespeare"]
-    dataset["sources"] = [{"file": "short.txt", "sha256": sha256(root / "short.txt")}]
-    params = {"datasets": {"tiny-shakespeare": dataset}, "suites": {suite: None}}
-    (root / "params.yaml").write_text(yaml.safe_dump(params))
-    entries = yaml.safe_load((ROOT / "recipes/language_modeling.yaml").read_text())["recipes"]
-    chosen = {name: entry for name, entry in entries.items() if entry["suite"] == suite}
-    twins = {name: merge(entry, entry.get("tiny", {})) for name, entry in chosen.items()}
+    (root / "data").mkdir()
+    (root / "data/embedded").symlink_to(ROOT / "data/embedded")
     (root / "recipes").mkdir()
-    (root / "recipes/language_modeling.yaml").write_text(yaml.safe_dump({"recipes": twins}))
+    twins: dict[str, Any] = {}
+    for path in sorted((ROOT / "recipes").glob("*.yaml")):
+        entries = yaml.safe_load(path.read_text())["recipes"]
+        own = {name: merge(entry, entry.get("tiny", {})) for name, entry in entries.items() if entry["suite"] == suite}
+        (root / "recipes" / path.name).write_text(yaml.safe_dump({"recipes": own}))
+        twins |= own
+    described = yaml.safe_load((ROOT / "params.yaml").read_text())["datasets"]
+    datasets = {twin["dataset"]: described[twin["dataset"]] for twin in twins.values()}
+    datasets["tiny-shakespeare"]["sources"] = [{"file": "short.txt", "sha256": sha256(root / "short.txt")}]
+    (root / "params.yaml").write_text(yaml.safe_dump({"datasets": datasets, "suites": {suite: None}}))
     assert run(root, "dvc", "init", "--no-scm", "-q").returncode == 0
     return list(twins)
 
