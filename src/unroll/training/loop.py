@@ -31,7 +31,6 @@ from unroll.training.context import WorkerContext, row_slices
 from unroll.training.optimizers import OptimizerPolicy
 from unroll.training.sums import add_gradients_in_tree
 
-
 RETURN_MEMORY_EVERY = 50
 """Steps between returns of unused memory where batches differ in shape."""
 
