@@ -176,6 +176,39 @@ def repro(
 
 
 @app.command()
+def submit(
+    targets: Annotated[list[str] | None, typer.Argument(help="stages of dvc.yaml; none: all of them")] = None,
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="the dashboard of the cluster")
+    ] = "http://127.0.0.1:8265",
+    folder: Annotated[
+        str | None,
+        typer.Option(envvar="UNROLL_FOLDER", help="the project's place on the cluster, which all its machines share"),
+    ] = None,
+    profile: Annotated[str, typer.Option(envvar="UNROLL_PROFILE", help="cluster/profiles.yaml")] = "cluster",
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="stages at a time")] = None,
+    serial: Annotated[bool, typer.Option("--serial", help="`dvc repro` instead of `unroll repro --ray`")] = False,
+    install: Annotated[bool, typer.Option("--install", help="install the packages of constraints.txt first")] = False,
+    push: Annotated[bool, typer.Option("--push", help="`dvc push` what was computed")] = False,
+    include: Annotated[list[str] | None, typer.Option(help="a file or folder to send besides the project")] = None,
+    follow: Annotated[str | None, typer.Option(help="no new job: follow this one again")] = None,
+) -> None:
+    """Send the pipeline to a Ray cluster, follow its log, fetch results and report."""
+    from unroll.submit import Job, connect, watch
+    from unroll.submit import submit as send
+
+    root = project_root()
+    if follow is not None:
+        raise typer.Exit(watch(root, connect(address), follow))
+    at_a_time = [] if jobs is None else ["--jobs", str(jobs)]
+    command = ["dvc", "repro"] if serial else ["unroll", "repro", "--ray", "--profile", profile, *at_a_time]
+    place = folder or f"~/unroll-jobs/{root.resolve().name}"
+    raise typer.Exit(
+        send(root, address, Job([*command, *(targets or [])], place, profile, include or [], install, push))
+    )
+
+
+@app.command()
 def doctor() -> None:
     """Check versions, threads, Java, GPU, Ray, MLflow, disk and data."""
     from unroll.doctor import print_checks

@@ -10,7 +10,21 @@ from typer.testing import CliRunner
 from unroll.cli import app, main
 
 run = CliRunner()
-COMMANDS = ["ls", "show", "prepare", "train", "predict", "evaluate", "report", "results", "generate", "doctor", "track"]
+COMMANDS = [
+    "ls",
+    "show",
+    "prepare",
+    "train",
+    "predict",
+    "evaluate",
+    "report",
+    "results",
+    "generate",
+    "doctor",
+    "track",
+    "repro",
+    "submit",
+]
 
 
 def test_help_names_every_command() -> None:

@@ -29,10 +29,12 @@ ALLOWED = {
     "memory": set(),
     "report": {"errors", "config", "files", "metrics"},
     "repro": {"errors", "progress", "training"},
+    "remote_job": {"errors", "files"},
+    "submit": {"errors", "journal", "remote_job"},
     "tracking": {"errors", "config", "files", "journal", "progress"},
 }
 HEAVY = {
-    "ray": {"training/launch.py", "doctor.py"},
+    "ray": {"training/launch.py", "doctor.py", "submit.py"},
     "mlflow": {"tracking.py", "doctor.py"},
     "dvc": {"repro/pipeline.py"},
 }
