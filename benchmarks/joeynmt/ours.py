@@ -63,7 +63,8 @@ class Translator:
         for first in range(0, len(order), batch):
             numbers = order[first : first + batch]
             inputs = source_tensors([self.sources[number] for number in numbers], self.vocabulary)
-            found = beam_search(self.model, self.model.encode(inputs), options)
+            with torch.autocast("cpu", torch.bfloat16):  # as it is trained, and as `predict: {precision: bf16}` decodes
+                found = beam_search(self.model, self.model.encode(inputs), options)
             for number, best in zip(numbers, found, strict=True):
                 tokens[number] = [self.words[token] for token in best[0].tokens]
         return {"seconds": time.perf_counter() - start, "tokens": tokens}
