@@ -44,6 +44,8 @@ finish() {
     rm -f "$RAY_AUTH_TOKEN_PATH"
 }
 trap finish EXIT
+asked='' run=''
+trap 'asked=yes again=yes; [ -z "$run" ] || kill -TERM "$run"' TERM
 
 start_ray() {                                   # start_ray NODE ARGUMENTS...: Ray on one node, until the job ends
     local node=$1
@@ -65,14 +67,14 @@ for node in "${nodes[@]:1}"; do
     start_ray "$node" --address "$RAY_ADDRESS"
 done
 
-asked=
 python -m unroll repro --ray "$@" &
 run=$!
-trap 'asked=yes; kill -TERM "$run"' TERM
-code=0
-while kill -0 "$run" 2>/dev/null; do            # a signal ends `wait`, not what it waits for
-    code=0
-    wait "$run" || code=$?
+[ -z "$asked" ] || kill -TERM "$run"            # asked while Ray was starting
+code=0 again=yes
+while [ -n "$again" ]; do                       # a signal ends `wait`, not what it waits for
+    again='' status=0
+    wait "$run" || status=$?
+    [ "$status" = 127 ] || code=$status         # 127: its end was seen before
 done
 
 # 75: it has saved and wants to go on. A job that was cancelled is no longer running, and stays cancelled.

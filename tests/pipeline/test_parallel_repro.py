@@ -288,7 +288,6 @@ def test_a_killed_command_takes_its_stages_along_and_the_next_one_waits_for_them
     root = write_project(tmp_path / "project", yaml.safe_dump({"stages": stages}))
     killed = start(root)
     until((tmp_path / "told").exists)
-    time.sleep(0.2)  # for the trap
     killed.kill()
     killed.wait()
     assert start(root).wait(timeout=120) == 0
