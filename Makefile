@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST := $(VENV)/bin/python -m pytest tests --numprocesses 2 --dist loadfile
 STAMP  := $(VENV)/.installed
+# MLflow's page is that of a chat application unless its address says otherwise.
+RUNS   := http://127.0.0.1:5000/\#/experiments?workflowType=machine_learning
 
 .PHONY: demo cpu test test-all lint format bench mlflow doctor results setup clean help
 
@@ -45,6 +47,7 @@ bench: $(STAMP)  ## speed and memory, as ratios within one run
 	$(BIN)/python benchmarks/run_all.py
 
 mlflow: $(STAMP) ## the runs in a browser, on 127.0.0.1:5000
+	@echo "The runs: $(RUNS)   (Model training at the top left, if the page speaks of traces)"
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --backend-store-uri sqlite:///mlflow.db --artifacts-destination ./mlartifacts --host 127.0.0.1 --port 5000
 
 doctor: $(STAMP) ## is this machine ready?

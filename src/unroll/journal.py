@@ -88,12 +88,13 @@ class Journal:
         last = self._last_step
         self._write_metrics(step, {key: value for key, value in values.items() if step > last.get(key, -1)}, time)
 
-    def scores(self, step: int, values: Mapping[str, float]) -> None:
-        """Record scores of a trained model at its last step; one that was recorded before is written if it changed."""
+    def scores(self, values: Mapping[str, float]) -> None:
+        """Record numbers about the whole run; one that was recorded before is written if it changed.
+
+        They stand at step 0: MLflow then draws them as bars, the runs of a table side by side, and not as curves.
+        """
         last = self._last_value
-        self._write_metrics(
-            step, {key: value for key, value in values.items() if last.get(key) != _number(value)}, None
-        )
+        self._write_metrics(0, {key: value for key, value in values.items() if last.get(key) != _number(value)}, None)
 
     def artifact(self, path: Path, to: str = "") -> None:
         """Name a file or folder to be kept with the run, under the folder `to` of the tracker."""

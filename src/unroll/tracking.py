@@ -51,7 +51,6 @@ PATIENCE_AFTER_DRIVER = 60.0
 METRICS_PER_CALL, TEXTS_PER_CALL = 1000, 20  # limits of MLflow's REST API, on numbers and on bytes
 LONGEST_KEY, LONGEST_TEXT = 250, 6000
 RUN_TAG = "unroll.run"
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else its page is that of a chat application
 LATER = "nothing is lost: `unroll track` sends the rest"
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the sender has its own pauses
@@ -312,7 +311,7 @@ class Sender:
         local = tracking_uri(self.root).startswith("sqlite:")
         place = (self.root.absolute() / "mlartifacts").as_uri() if local else None
         try:
-            return self.client.create_experiment(name, artifact_location=place, tags=EXPERIMENT_TAGS)
+            return self.client.create_experiment(name, artifact_location=place)
         except _outages():
             found = self.client.get_experiment_by_name(name)  # another sender was first
             if found is None:

@@ -125,7 +125,7 @@ def test_any_number_of_workers_gives_the_same_bits_when_the_batch_is_cut_into_pa
         recipe, other = project(tmp_path / str(workers), model=MODEL, train=train)
         train_with(workers, tmp_path / str(workers), stop_at)
         if stop_at:
-            train_with(2, tmp_path / str(workers))
+            train_one(recipe, 1, other, WorkerContext())
         assert losses(tmp_path / str(workers)) == losses(tmp_path / "1")
         assert validations(tmp_path / str(workers)) == validations(tmp_path / "1")
         for name in ("weights.safetensors", "model.json"):

@@ -8,6 +8,7 @@ from project import RECURRENT, project, write_project
 from typer.testing import CliRunner
 
 from unroll.cli import app, main
+from unroll.training import runs
 
 run = CliRunner()
 COMMANDS = [
@@ -50,6 +51,19 @@ def test_show_states_parameters_and_what_would_run(tmp_path: Path, monkeypatch: 
     assert f"[{4 * RECURRENT['width']}, {RECURRENT['embedding']}]" in shown
     assert "batch 4 rows x 9 tokens" in shown
     assert "40 steps" in shown
+
+
+def test_scores_join_the_run_that_trained_the_model_also_when_the_code_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project(tmp_path, train={"steps": 2})
+    monkeypatch.chdir(tmp_path)
+    assert run.invoke(app, ["train", "small", "--plain"]).exit_code == 0
+    monkeypatch.setattr(runs, "code_hash", lambda recipe: "another")
+    for command in (["predict", "small"], ["evaluate", "small", "--no-track"]):
+        assert run.invoke(app, command).exit_code == 0
+    [journal] = tmp_path.glob("runs/small-*/seed-1/journal.jsonl")
+    assert '"test/nats_per_char"' in journal.read_text()
 
 
 def test_a_tiny_twin_overwrites_nothing_of_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,13 +99,14 @@ def _summary(scores: list[Score]) -> dict[str, Any]:
 
 def _journal(recipe: Recipe, place: Place, seed: int, values: dict[str, float], track: bool) -> None:
     """Add scores and samples to the run they belong to, if it was made on this machine."""
-    run, predictions = place.run(recipe, seed), place.predictions(recipe, seed)
+    identity = read_description(place.model(recipe, seed)).get("identity")  # the code may have changed since it ran
+    run = place.root / "runs" / f"{recipe.name}-{identity}" / f"seed-{seed}"
+    predictions = place.predictions(recipe, seed)
     if not (run / "journal.jsonl").exists():
         return
     with sent_to_tracker(run, place.root, track):
         with Journal(run) as journal:
-            last = max((points[-1].step for points in history(run).values()), default=0)
-            journal.scores(last, {f"test/{metric}": value for metric, value in values.items()})
+            journal.scores({f"test/{metric}": value for metric, value in values.items()})
             kept = place.root / "evaluations" / recipe.suite / recipe.name
             artifacts = {
                 predictions / "samples.jsonl": "samples",

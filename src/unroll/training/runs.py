@@ -253,7 +253,7 @@ def finish_folder(recipe: Recipe, seed: int, folder: Path, place: Place, cost: d
     """Keep the history and the cost as outputs; drop the checkpoints, which nobody needs any more."""
     values = {f"training_cost/{name}": value for name, value in cost.items() if isinstance(value, int | float)}
     with Journal(folder) as journal:
-        journal.metrics(int(cost.get("steps", 0)), values)
+        journal.scores(values)
         journal.model(place.model(recipe, seed), recipe.name)
         journal.end("FINISHED")
     with new_folder(place.history(recipe, seed)) as partial:
