@@ -27,6 +27,7 @@ ALLOWED = {
     "tasks": {"errors", "config", "data", "decoding", "layers", "losses", "metrics", "progress", "training"},
     "training": {"errors", "files", "config", "journal", "memory", "progress", "layers", "data", "tasks"},
     "memory": set(),
+    "pictures": {"errors", "config", "data", "metrics"},
     "report": {"errors", "config", "files", "metrics"},
     "repro": {"errors", "progress", "training"},
     "remote_job": {"errors", "files"},

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from unroll.config import Reference, nearest
 from unroll.errors import UserError
@@ -22,6 +22,8 @@ from unroll.metrics import Statistics
 from unroll.metrics._predictions import read_lines
 from unroll.report.attention import Attention, read_attention
 from unroll.report.formatting import clean
+
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class _Loose(BaseModel):
@@ -137,6 +139,15 @@ class Example(_Loose):
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A drawn picture: what it shows, in a few words and in a sentence or two, and the PNG."""
+
+    title: str
+    text: str
+    png: bytes
+
+
+@dataclass(frozen=True)
 class System:
     """All that the report knows of one recipe. `missing` holds a sentence for each file that is not there."""
 
@@ -147,6 +158,7 @@ class System:
     lengths: list[LengthBucket] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     attention: list[Attention] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
 
@@ -177,7 +189,7 @@ def read_system(result: Result, folder: Path) -> System:
         missing.append(f"No score: the results hold {found}, not {result.primary}. Predict and evaluate it again.")
     if not (folder / "statistics.json").is_file():
         missing.append("Predictions are missing (no statistics.json): it takes part in no significance test.")
-    if not any((folder / name).is_file() for name in ("samples.jsonl", "examples.json")):
+    if not any((folder / name).is_file() for name in ("samples.jsonl", "examples.json", "pictures.json")):
         missing.append("No samples (samples.jsonl).")
 
     def if_there(name: str, read: Callable[[Path], Any], otherwise: Any) -> Any:
@@ -191,6 +203,7 @@ def read_system(result: Result, folder: Path) -> System:
         lengths=if_there("lengths.json", lambda path: _read_list(path, LengthBucket), []),
         examples=if_there("examples.json", lambda path: _read_list(path, Example), []),
         attention=if_there("attention.jsonl", read_attention, []),
+        pictures=if_there("pictures.json", _read_pictures, []),
         missing=missing,
     )
 
@@ -259,6 +272,25 @@ def _read_samples(path: Path) -> list[Sample]:
         entry = clean(entry)
         samples.append(Sample(_setting(entry), str(entry.get("prompt") or ""), entry["text"]))
     return samples
+
+
+class _Listed(_Loose):
+    """A line of `pictures.json`; the file's name is one of `pictures.draw_all`, so it cannot leave the folder."""
+
+    file: str = Field(pattern=r"^[0-9]+-[a-z0-9_]+\.png$")
+    title: str
+    text: str
+
+
+def _read_pictures(path: Path) -> list[Picture]:
+    pictures = []
+    for entry in _read_list(path, _Listed):
+        file = path.parent / "pictures" / entry.file
+        png = file.read_bytes() if file.is_file() else b""
+        if not png.startswith(PNG):
+            raise UserError(f"{file}: {'not a PNG' if png else 'missing'}; evaluate {path.parent.name} again")
+        pictures.append(Picture(entry.title, entry.text, png))
+    return pictures
 
 
 def _setting(entry: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,12 +10,13 @@ from markupsafe import Markup
 
 from unroll.report import formatting, plots
 from unroll.report.attention import Attention, attention_svg
-from unroll.report.inputs import Example, MetricValue, Result, System
+from unroll.report.inputs import Example, MetricValue, Picture, Result, System
 from unroll.report.leaderboard import LEVEL, Group, Leaderboard, direction, signatures
 
 SAMPLES_SHOWN = 12  # of each system
 CHARACTERS_SHOWN = 1500  # of each sample
 HEAT_MAPS_SHOWN = 6  # of each system
+PICTURES_SHOWN = 8  # of each system
 BESIDE = ("bits_per_byte", "bleu", "chrf", "ter", "exact_match")  # metrics that have a column where they are no primary
 DIFFERENT = "†"
 REASONS = {"first": "one of the first", "worst": "one of those it was least sure of", "longest": "one of the longest"}
@@ -29,6 +31,7 @@ def page(board: Leaderboard) -> dict[str, Any]:
         "systems": [_system(system) for system in board.systems],
         "has_samples": any(system.samples for system in board.systems),
         "has_examples": any(system.examples or system.attention for system in board.systems),
+        "has_pictures": any(system.pictures for system in board.systems),
         "unscored": board.unscored,
         "definitions": _definitions(board),
         "level": LEVEL,
@@ -289,6 +292,8 @@ def _system(system: System) -> dict[str, Any]:
         "examples": [_example(example) for example in system.examples],
         "heat_maps": [_heat_map(attention) for attention in system.attention if attention.fits][:HEAT_MAPS_SHOWN],
         "heat_maps_left_out": _left_out(system),
+        "pictures": [_picture(picture) for picture in system.pictures[:PICTURES_SHOWN]],
+        "pictures_left_out": _more_pictures(system),
     }
 
 
@@ -308,6 +313,17 @@ def _heat_map(attention: Attention) -> dict[str, Any]:
     svg = attention_svg(attention.source, attention.target, attention.weights)
     reason = REASONS.get(attention.reason, attention.reason)
     return {"svg": Markup(svg), "caption": f"Sentence {attention.number}{f': {reason}' if reason else ''}"}
+
+
+def _picture(picture: Picture) -> dict[str, str]:
+    """The PNG stands in the page itself, which loads nothing."""
+    source = "data:image/png;base64," + base64.b64encode(picture.png).decode()
+    return {"title": picture.title, "text": _cut(picture.text), "source": source}
+
+
+def _more_pictures(system: System) -> str:
+    more = len(system.pictures) - PICTURES_SHOWN
+    return f"{_count(more, 'more picture')} in the evaluation's folder." if more > 0 else ""
 
 
 def _left_out(system: System) -> str:

@@ -16,6 +16,7 @@ from unroll.journal import Journal, history
 from unroll.metrics import Score, ScoreOfSums, Statistics
 from unroll.metrics._breakdown import by_length, examples
 from unroll.metrics._predictions import SENTENCES, Sentence, read_sentences
+from unroll.pictures import draw_all
 from unroll.report.attention import read_attention
 from unroll.report.plots import save_attention, save_losses
 from unroll.revision import commit
@@ -113,6 +114,7 @@ def _journal(recipe: Recipe, place: Place, seed: int, values: dict[str, float], 
                 kept / "examples.json": "samples",
                 kept / "losses.png": "plots",
                 kept / "attention": "attention",
+                kept / "pictures": "pictures",
             }
             for path, to in artifacts.items():
                 if path.exists():
@@ -142,6 +144,7 @@ def _keep_details(recipe: Recipe, place: Place, names: list[str], out: Path) -> 
         if (predictions / SENTENCES).exists():
             _keep_sentences(read_sentences(predictions), found, partial)
             _draw_attention(partial)
+        draw_all(predictions, partial)
 
 
 def _keep_sentences(
