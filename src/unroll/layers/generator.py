@@ -10,7 +10,7 @@ it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +33,15 @@ def eos(vocabulary: int) -> int:
 
 @dataclass
 class GeneratorOutput:
-    """`hidden` [N,T,D] goes into the output layer, `state` has N rows, `attention` [N,T,S] is float32 or none."""
+    """`hidden` [N,T,D] goes into the output layer, `state` has N rows, `attention` [N,T,S] is float32 or none.
+
+    `extras` [N,T] are named numbers of each step that a task makes losses of, in training alone.
+    """
 
     hidden: Tensor
     state: State
     attention: Tensor | None = None
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
 
 class ConditionalGenerator(nn.Module):
@@ -48,6 +52,8 @@ class ConditionalGenerator(nn.Module):
     """
 
     output: Softmax
+    reads: str = "text"
+    """What it is given: `text`, or for a task that shows pictures `image` or `frames`."""
 
     @property
     def vocabulary(self) -> int:
@@ -76,7 +82,10 @@ class ConditionalGenerator(nn.Module):
 
     @property
     def flops_per_token(self) -> int:
-        """Operations of the forward pass for one token: 2 for each weight of a matrix, of encoder and decoder both."""
+        """Operations of the forward pass for one token: 2 for each weight of a matrix, of encoder and decoder both.
+
+        Convolutions are left out: what they cost depends on the size of the picture, not on the words.
+        """
         modules = [module for module in self.modules() if not isinstance(module, nn.Embedding)]
         weights = {id(p): p for module in modules for p in module.parameters(recurse=False) if p.dim() == 2}
         return 2 * sum(weight.numel() for weight in weights.values())

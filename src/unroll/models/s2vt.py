@@ -1,0 +1,119 @@
+"""Sequence to sequence, video to text: two LSTMs, one above the other, read the frames and then write the words.
+
+Paper: Venugopalan et al. 2015, arXiv:1505.00487. With f_s the vector of frame s (`layers/vision.py`), E the embedding of
+words, and 0 where there is no input (the paper's <pad>):
+
+    reading, s = 1 .. S    h1_s = LSTM_1(f_s, .)      h2_s = LSTM_2([h1_s ; 0], .)
+    writing, t = 0 .. T    h1_t = LSTM_1(0, .)        h2_t = LSTM_2([h1_t ; E y_t], .)
+    p(y_{t+1} | ...) = softmax(b + U h2_t)
+
+Both phases use the same parameters, and the states go on from one into the other. With `attention` (Yao et al. 2015,
+1502.08029: temporal attention) the word is also told what the frames were that it is about,
+
+    c_t = sum_s alpha_ts [f_s ; h2_s]     p(y_{t+1} | ...) = softmax(b + U tanh(W [h2_t ; c_t]))
+
+where the weights come from h2_t, after the recurrent layer, so that all steps of training are computed by one kernel.
+
+Deliberate differences: the frames' network is trained with the rest; one picture is a clip of one frame.
+
+Number to reach: MSVD, METEOR 29.8 (RGB and optical flow; 29.2 with RGB alone), with VGG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from unroll.config import Strict
+from unroll.layers.attention import attention_layer
+from unroll.layers.dropout import Dropout
+from unroll.layers.generator import ConditionalGenerator, GeneratorOutput, State, read_memory
+from unroll.layers.language_model import embedding_layer, numbered, part_of
+from unroll.layers.recurrent import LSTM
+from unroll.layers.softmax import Softmax
+from unroll.layers.vision import Vision, VisionOptions, seen
+
+
+class Config(Strict):
+    """`frame`: width of a frame's vector; `dropout` of embedded words and what goes into the softmax."""
+
+    encoder: VisionOptions = VisionOptions()
+    frame: int = Field(128, ge=1)
+    embedding: int = Field(256, ge=1)
+    width: int = Field(256, ge=1)
+    attention: Literal["none", "additive", "general"] = "none"
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+
+
+TINY: list[dict[str, Any]] = [
+    {"encoder": {"widths": [4, 8], "groups": 2}, "frame": 4, "embedding": 5, "width": 6},
+    {"encoder": {"widths": [4, 8], "groups": 2, "dropout": 0.2}, "frame": 4, "embedding": 5, "width": 6,
+     "attention": "general", "dropout": 0.2},
+    {"encoder": {"widths": [4], "groups": 2}, "frame": 4, "embedding": 5, "width": 6, "attention": "additive"},
+    {"encoder": {"blind": True}, "frame": 4, "embedding": 5, "width": 6},
+]  # fmt: skip
+"""Small configurations, at least one for each option: what the contract tests build."""
+
+
+class Model(ConditionalGenerator):
+    """Encoder of frames, two LSTMs, softmax. `vocabulary`: {"target": size}, BOS and EOS included."""
+
+    reads = "frames"
+
+    def __init__(self, config: Config, vocabulary: dict[str, int]) -> None:
+        super().__init__()
+        self.config = config
+        words, width = vocabulary["target"], config.width
+        self.vision = Vision(config.encoder, config.frame)
+        self.embed_target = embedding_layer(words, config.embedding, tied=False)
+        self.lower, self.upper = LSTM(config.frame, width), LSTM(width + config.embedding, width)
+        self.dropout = Dropout(config.dropout, shared_over_time=True)
+        memory = config.frame + width
+        self.attention = None if config.attention == "none" else attention_layer(config.attention, width, memory)
+        self.combine = None if self.attention is None else nn.Linear(width + memory, width)
+        self.output = Softmax(width, words)
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def encode(self, inputs: Mapping[str, Tensor]) -> State:
+        """`frames` uint8 [B,F,H,W,3] and `frame_counts` [B] -> memory: values [B,F,D], mask [B,F], keys, final state.
+
+        Frames beyond a clip's count may hold anything.
+        """
+        frames = seen(inputs, self.reads)
+        rows, count = frames.shape[:2]
+        mask = torch.arange(count, device=frames.device) < inputs["frame_counts"][:, None]  # [B,F]
+        vectors = self.vision.vector(self.vision(frames.flatten(0, 1))).view(rows, count, -1)  # [B,F,D]
+        vectors = self.vision.dropout(vectors)
+        lower, lower_state = self.lower(vectors, self.lower.initial_state(rows), mask=mask)  # [B,F,H]
+        nothing = lower.new_zeros(rows, count, self.config.embedding)
+        upper, upper_state = self.upper(torch.cat([lower, nothing], -1), self.upper.initial_state(rows), mask=mask)
+        states = numbered(0, lower_state) | numbered(1, upper_state)
+        memory = {"mask": mask, **{f"final.{name}": value for name, value in states.items()}}
+        memory["values"] = torch.cat([vectors, upper.to(vectors.dtype)], -1) * mask[..., None]  # [B,F,D+H]
+        if self.attention is not None:
+            memory["keys"] = self.attention.keys(memory["values"])
+        return memory
+
+    def initial_state(self, memory: State) -> State:
+        """{"<layer>.hidden", "<layer>.memory": [B,H]}: where reading ended."""
+        return {name.removeprefix("final."): value for name, value in memory.items() if name.startswith("final.")}
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    def forward(self, tokens: Tensor, memory: State, state: State) -> GeneratorOutput:
+        """`tokens` [N,T] -> hidden [N,T,H], attention [N,T,F]."""
+        embedded = self.dropout(self.embed_target(tokens))  # [N,T,E]
+        nothing = embedded.new_zeros(*tokens.shape, self.config.frame)
+        lower, lower_state = self.lower(nothing, part_of(state, 0))  # [N,T,H]
+        inputs = torch.cat([lower, embedded.to(lower.dtype)], -1)
+        hidden, upper_state = self.upper(inputs, part_of(state, 1))  # [N,T,H]
+        after, weights = numbered(0, lower_state) | numbered(1, upper_state), None
+        if self.attention is not None and self.combine is not None:
+            contexts, weights = read_memory(self.attention, hidden, memory)  # [N,T,D] [N,T,F]
+            hidden = torch.tanh(self.combine(torch.cat([hidden, contexts.to(hidden.dtype)], -1)))
+        return GeneratorOutput(self.dropout(hidden), after, weights)
