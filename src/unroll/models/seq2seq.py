@@ -21,8 +21,10 @@ Decoder, y_t the embedded target, a layer below and layers above the attention:
 The state in which the encoder ends starts the decoder: as it is (`bridge: copy`, Sutskever) or through a matrix and
 tanh for each tensor of each decoder layer (`linear`).
 
-Without attention the decoder has the source from this state alone. `shared: true` is the course's single network with
-two phases: the same embedding and cells read the source and then, after BOS, write the target.
+Without attention the decoder has the source from this state alone, or with `context: every_step` (Cho 2014) from the
+encoder's last hidden vector, which then stands for c_t in the equations above and is an input of the lowest layer too:
+s^1_t = cell([y_t ; c], s^1_{t-1}). `shared: true` is the course's single network with two phases: the same embedding and
+cells read the source and then, after BOS, write the target.
 
 Without input feeding all time steps of training are computed by one kernel a layer; with it they are a loop.
 
@@ -72,7 +74,8 @@ class Config(Strict):
     """`width` of each encoder direction, and of the decoder unless `decoder_width` is given; `embedding` of both sides.
 
     bidirectional: which encoder layers read in both directions. tied: `decoder` shares the target embedding with the
-    softmax, `all` the source embedding too (one vocabulary for both sides).
+    softmax, `all` the source embedding too (one vocabulary for both sides). context: whether a decoder without
+    attention has the source's summary from its first state alone or as an input of every step and of the softmax.
     """
 
     cell: Literal["lstm", "gru"] = "lstm"
@@ -90,6 +93,7 @@ class Config(Strict):
     attention: Literal["none", "additive", "dot", "general", "multi_head"] = "general"
     heads: int = Field(1, ge=1)
     coverage: bool = False
+    context: Literal["start", "every_step"] = "start"
     input_feeding: bool = False
     tied: Literal["none", "decoder", "all"] = "none"
     dropout: Dropouts = Dropouts()
@@ -100,6 +104,10 @@ class Config(Strict):
             raise ValueError("coverage: belongs to additive attention")
         if self.input_feeding and self.attention == "none":
             raise ValueError("input_feeding: there is no attention whose outcome could be fed back")
+        if self.context == "every_step" and self.attention != "none":
+            raise ValueError(
+                "context: every_step is for attention none; attention gives each step a context of its own"
+            )
         if self.heads > 1 and self.attention != "multi_head":
             raise ValueError("heads: belongs to multi_head attention")
         plain = self.bidirectional == "none" and self.encoder_layers == self.decoder_layers and self.state_width_is_one
@@ -107,6 +115,8 @@ class Config(Strict):
             raise ValueError("bridge: copy needs bidirectional none and equal layers and widths on both sides")
         if self.shared and (self.bridge != "copy" or self.attention != "none" or self.tied == "none"):
             raise ValueError("shared: one network for both phases needs bridge copy, attention none and tied all")
+        if self.shared and self.context != "start":
+            raise ValueError("shared: one network for both phases needs context start")
         if self.shared and self.tied != "all":
             raise ValueError("shared: one network for both phases needs tied all")
         return self
@@ -136,6 +146,8 @@ TINY: list[dict[str, Any]] = [
     {"embedding": 5, "width": 6, "attention": "none", "bidirectional": "none", "bridge": "copy", "encoder_layers": 2,
      "decoder_layers": 2, "shared": True, "tied": "all", "reversed_source": True},
     {"cell": "gru", "embedding": 5, "width": 6, "attention": "none", "dropout": {"input": 0.2, "output": 0.2}},
+    {"embedding": 5, "width": 4, "decoder_width": 6, "decoder_layers": 2, "attention": "none", "context": "every_step",
+     "dropout": {"memory": 0.2}},
     {"embedding": 5, "width": 4, "decoder_width": 8, "attention": "dot", "tied": "decoder"},
     {"embedding": 5, "width": 4, "attention": "general", "input_feeding": True, "decoder_layers": 2,
      "dropout": {"embedding": 0.1, "input": 0.2, "between": 0.2, "memory": 0.2, "feed": 0.2, "output": 0.2}},
@@ -199,15 +211,16 @@ class Model(ConditionalGenerator):
         self.memory_dropout = Dropout(drop.memory, locked)
         self.output_dropout = Dropout(drop.output, locked)
         memory = config.encoder_widths()[-1]
-        context = 0 if config.attention == "none" else memory
-        first = config.embedding + (config.embedding if config.input_feeding else 0)
+        everywhere, attends = config.context == "every_step", config.attention != "none"
+        context = memory if attends or everywhere else 0
+        first = config.embedding + (config.embedding if config.input_feeding else 0) + (memory if everywhere else 0)
         above = range(1, config.decoder_layers)
         self.layers = nn.ModuleList(
             [config.layer(first, width), *(config.layer(width + context, width) for _ in above)]
         )
         self.encoder = Encoder(config, list(self.layers) if config.shared else None)  # type: ignore[arg-type]
         self.attention = (
-            attention_layer(config.attention, width, memory, config.heads, config.coverage) if context else None
+            attention_layer(config.attention, width, memory, config.heads, config.coverage) if attends else None
         )
         self.bridge = self._bridge() if config.bridge == "linear" else None
         plain = not context and width == config.embedding
@@ -236,6 +249,10 @@ class Model(ConditionalGenerator):
         values, final = self.encoder(embedded, mask)  # [B,S,D]
         memory = {"mask": mask, **{f"final.{name}": value for name, value in final.items()}}
         memory["values"] = self.memory_dropout(values)
+        if self.config.context == "every_step":
+            memory["context"] = self.memory_dropout(
+                final[f"{self.config.encoder_layers - 1}.hidden"][:, None]
+            )  # [B,1,D]
         if self.attention is not None:
             memory["keys"] = self.attention.keys(memory["values"])
         return memory
@@ -272,9 +289,12 @@ class Model(ConditionalGenerator):
     def _layers(self, inputs: Tensor, memory: State, state: State) -> tuple[Tensor, State, Tensor | None]:
         """Recurrent layers and attention over [N,T,E] -> hidden [N,T,E], state, weights [N,T,S]."""
         after: State = {}
+        contexts, weights = None, None
+        if self.config.context == "every_step":
+            contexts = for_all_steps(memory["context"], inputs)  # [N,T,D]
+            inputs = torch.cat([inputs, contexts], -1)  # [N,T,E+D]
         outputs, layer_state = self.layers[0](inputs, part_of(state, 0))  # [N,T,H]
         after |= numbered(0, layer_state)
-        contexts, weights = None, None
         if self.attention is not None:
             coverage = state["coverage"][:, None] if self.config.coverage else None
             contexts, weights = read_memory(self.attention, outputs, memory, coverage)  # [N,T,D] [N,T,S]
@@ -315,3 +335,9 @@ def reverse_within(tokens: Tensor, lengths: Tensor) -> Tensor:
     places = torch.arange(tokens.shape[1], device=tokens.device)
     source = torch.where(places < lengths[:, None], lengths[:, None] - 1 - places, places)  # [B,S]
     return tokens.gather(1, source)
+
+
+def for_all_steps(context: Tensor, inputs: Tensor) -> Tensor:
+    """`context` [B,1,D] of each source for all K = N/B hypotheses and T steps of `inputs` [N,T,E]: [N,T,D]."""
+    count = len(inputs) // max(1, len(context))
+    return context.repeat_interleave(count, 0).expand(-1, inputs.shape[1], -1).to(inputs.dtype)
