@@ -55,7 +55,7 @@ def test_a_candidate_scores_what_decoding_says(search: Any) -> None:
     model = tiny_model().eval()
     memory = model.encode(sources())
     with torch.no_grad():
-        found = candidates(model, memory, SequenceObjective(candidates=4, search=search))  # [8,T]
+        found, _ = candidates(model, memory, SequenceObjective(candidates=4, search=search))  # [8,T]
         expected = forced_scores(model, memory, found) / (found >= 0).sum(1)
         scores = candidate_scores(model, memory, found)
     assert scores.shape == (2, 4)
@@ -72,7 +72,7 @@ def test_the_risk_falls_when_it_is_minimised() -> None:
     for _ in range(40):
         memory = model.encode(sources())
         with torch.no_grad():
-            found = candidates(model, memory, options)
+            found, _ = candidates(model, memory, options)
         costs = 1 - (found == 3).any(1).double().view(2, 6)
         risk = sequence_loss(candidate_scores(model, memory, found), costs, options).mean()
         optimizer.zero_grad()
@@ -92,3 +92,17 @@ def test_dropout_knows_the_place_of_each_candidate() -> None:
     together = masks(0, 2)
     torch.testing.assert_close(together, torch.cat([masks(0, 1), masks(1, 1)]))
     assert len({tuple(row) for row in together.tolist()}) > 3
+
+
+def test_self_critical_weighs_draws_against_the_greedy_output() -> None:
+    options = SequenceObjective(loss="self_critical", search="sample", candidates=3)
+    found = sequence_loss(torch.tensor(SCORES), torch.tensor(COSTS), options, torch.tensor([[0.4], [0.8]]))
+    rows = zip(SCORES, COSTS, (0.4, 0.8), strict=True)
+    expected = [sum((c - greedy) * s for s, c in zip(scores, costs, strict=True)) / 3 for scores, costs, greedy in rows]
+    assert found.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_self_critical_draws_and_compares_with_nothing_else() -> None:
+    for wrong, message in (({"search": "beam"}, "use sample"), ({"loss": "risk", "candidates": 1}, "compares several")):
+        with pytest.raises(ValueError, match=message):
+            SequenceObjective(**{"loss": "self_critical", "search": "sample", **wrong})

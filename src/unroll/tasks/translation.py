@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -24,36 +23,33 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from unroll.config import Recipe, Strict, Training, check
-from unroll.data.loader import MASKED, Batch, SampleLoader
+from unroll.config import Recipe, Strict, check
 from unroll.data.plan import SamplePlan, sample_key
-from unroll.data.shards import SampleReader, load_manifest
+from unroll.data.shards import SampleReader
 from unroll.data.tokenizers import SubwordSampler, Tokenizer
 from unroll.data.tokenizers import load as load_tokenizer
 from unroll.decoding.beam import BeamOptions, beam_search
 from unroll.decoding.conditional import Hypothesis, LengthOptions, greedy
 from unroll.errors import UserError
-from unroll.layers.dropout import draw_mask
-from unroll.layers.generator import bos, eos
-from unroll.losses.sequence import SequenceObjective, candidate_scores, candidates, sequence_loss
+from unroll.layers.generator import eos
 from unroll.progress import progress
-from unroll.tasks.base import Loss, State
+from unroll.tasks.base import State
+from unroll.tasks.generation import (
+    WINDOW_SHARDS,
+    GenerationObjective,
+    GenerationTask,
+    attends,
+    batch_size,
+    target_tensors,
+)
 from unroll.training.context import WorkerContext
 
-WINDOW_SHARDS = 8
 
+class Objective(GenerationObjective):
+    """Beside what all have: `subword_dropout`: probability that a merge of the BPE is left out. `validation`: what is
+    scored on the validation split, the mean log-loss of a token or -BLEU of greedy translations."""
 
-class Objective(Strict):
-    """What training minimises and on what. `label_smoothing`: see `layers/softmax.py`. `subword_dropout`: probability
-    that a merge of the BPE is left out. `validation`: what is scored on the validation split, the mean log-loss of a
-    token or -BLEU of greedy translations. `scheduled_sampling` (Bengio et al. 2015, arXiv:1506.03099): probability that
-    the model is given its own guess in place of a true token; in the parallel form (Duckworth et al. 2019, 1906.04331):
-    the guesses are drawn after a first pass over the true tokens. `sequence`: a loss over whole candidates."""
-
-    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     subword_dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    scheduled_sampling: float = Field(0.0, ge=0.0, lt=1.0)
-    sequence: SequenceObjective | None = None
     validation: Literal["loss", "bleu"] = "loss"
 
     @model_validator(mode="after")
@@ -75,12 +71,13 @@ class Prediction(Strict):
     ensemble: bool = False
 
 
-class Task:
+class Task(GenerationTask):
     """Translation on prepared pairs."""
 
+    objective_kind = Objective
+
     def __init__(self, recipe: Recipe, folder: Path) -> None:
-        self.recipe, self.folder = recipe, folder
-        self.manifest = load_manifest(folder)
+        super().__init__(recipe, folder)
         if "source_vocabulary" not in self.manifest:
             raise UserError(f"{folder / 'manifest.json'}: no pairs of texts; translation needs a preparer of pairs")
         self.vocabulary = {"source": self.manifest["source_vocabulary"], "target": self.manifest["vocabulary"]}
@@ -90,29 +87,21 @@ class Task:
     # --- training ---------------------------------------------------------------------------------------------------
 
     @property
-    def training(self) -> Training:
-        assert isinstance(self.recipe.train, Training)
-        return self.recipe.train
-
-    @cached_property
-    def objective(self) -> Objective:
-        options: Objective = check(Objective, self.training.objective, f"recipes.{self.recipe.name}.train.objective")
-        return options
-
-    @property
     def validation_score(self) -> str:
         """What `validate` gives: lower is better."""
         return "loss" if self.objective.validation == "loss" else "minus_bleu"
 
-    def plan(self, split: str, seed: int, collate: Collate | None = None) -> tuple[SampleReader, SamplePlan]:
+    def collate(self, seed: int | None = None) -> Collate:
+        if seed is None:
+            return Collate(self.folder, self.manifest)
+        return Collate(self.folder, self.manifest, self.objective.subword_dropout, seed)
+
+    def plan(self, split: str, seed: int, collate: Any = None) -> tuple[SampleReader, SamplePlan]:
         """Which pairs form step n. A `collate` that draws subwords says how long the pairs are in each epoch."""
-        tokens = self.training.batch_tokens
-        if tokens is None:
-            raise UserError(f"recipes.{self.recipe.name}.train.batch_tokens: missing; pairs are batched by tokens")
+        tokens = batch_size(self.training, self.recipe.name, "batch_tokens")
         reader = SampleReader(self.folder, split)
 
         def drawn_lengths(shard: int, epoch: int) -> np.ndarray:
-            assert collate is not None
             pairs = [(reader.sample(shard, i), sample_key(epoch, shard, i)) for i in range(reader.shard_counts[shard])]
             sides = [
                 [len(ids) + 1 for ids in collate.ids(side, *map(list, zip(*pairs, strict=True)))] for side in (1, 0)
@@ -122,59 +111,25 @@ class Task:
         lengths = drawn_lengths if collate and collate.samplers else reader.lengths
         return reader, SamplePlan(reader.shard_counts, lengths, tokens, WINDOW_SHARDS, seed)
 
+    def passes(self, context: WorkerContext) -> int:
+        train = self.training
+        if train.tokens_per_pass is None:
+            return context.passes(train.parts)
+        tokens = batch_size(train, self.recipe.name, "batch_tokens")
+        return -(-tokens // (context.size * train.tokens_per_pass))
+
     def total_steps(self, seed: int) -> int:
-        """Number of updates of the whole run."""
-        if self.training.steps is not None:
-            return self.training.steps
-        assert self.training.epochs is not None
-        if self.objective.subword_dropout:
+        if self.training.steps is None and self.objective.subword_dropout:
             place = f"recipes.{self.recipe.name}.train"
             raise UserError(f"{place}.epochs: with subword_dropout every epoch has other batches; state steps instead")
-        _, plan = self.plan("train", seed)
-        return sum(len(plan.batches(window)) for window in range(self.training.epochs * plan.windows_per_epoch))
-
-    def loader(self, seed: int, context: WorkerContext, position: dict[str, int] | None) -> SampleLoader:
-        """The batches of this worker from `position` on, for ever: one list a step, one batch for each pass."""
-        collate = Collate(self.folder, self.manifest, self.objective.subword_dropout, seed)
-        reader, plan = self.plan("train", seed, collate)
-        accumulation = passes(self.training, context)
-        return SampleLoader(reader, plan, collate, context.rank, context.size, accumulation, position)
-
-    def loss(self, model: Any, batch: Batch, carry: State | None) -> Loss:
-        """Log-loss of one batch, a sum in nats; nothing is carried."""
-        tensors, options = batch.tensors, self.objective
-        memory = model.encode(tensors)
-        tokens = tensors["tokens"]  # [B,T]
-        if model.training and options.scheduled_sampling:
-            tokens = mixed_with_guesses(model, tensors, options.scheduled_sampling)
-        output = model(tokens, memory, model.initial_state(memory))
-        hidden, targets = output.hidden.flatten(0, 1), tensors["targets"].flatten()  # [B*T,D] [B*T]
-        total = model.output.total_log_loss(hidden, targets, options.label_smoothing if model.training else 0.0)
-        if model.training and options.sequence:
-            share = options.sequence.token_weight
-            total = share * total + (1 - share) * self.sequence_loss(model, tensors, memory, options.sequence)
-        return Loss(total, total.detach(), None)
-
-    def sequence_loss(
-        self, model: Any, tensors: dict[str, Tensor], memory: State, options: SequenceObjective
-    ) -> Tensor:
-        """Loss over candidate translations, each sentence counted as often as it has target tokens: a sum."""
-        model.eval()
-        with torch.no_grad():
-            found = candidates(model, model.encode(tensors), options)  # [B*K,T]
-        model.train()
-        costs = self.costs(found, tensors["targets"])  # [B,K]
-        losses = sequence_loss(candidate_scores(model, memory, found), costs, options)  # [B]
-        return (losses * (tensors["targets"] >= 0).sum(1)).sum()
+        return super().total_steps(seed)
 
     def costs(self, candidates: Tensor, targets: Tensor) -> Tensor:
         """1 - BLEU (add-one smoothed, Lin & Och 2004) of candidates [B*K,T] against targets [B,T'], as texts: [B,K]."""
         from sacrebleu import BLEU
 
         metric = BLEU(effective_order=True, smooth_method="add-k", smooth_value=1, lowercase=self.manifest["lowercase"])
-        last = eos(self.vocabulary["target"])
-        references = [self.text([t for t in row if t not in (MASKED, last)]) for row in targets.tolist()]
-        texts = [self.text([t for t in row if t not in (MASKED, last)]) for row in candidates.tolist()]
+        references, texts = ([self.text(row) for row in rows.tolist()] for rows in (targets, candidates))
         count = len(texts) // len(references)
         scores = [metric.sentence_score(text, [references[i // count]]).score for i, text in enumerate(texts)]
         return 1 - torch.tensor(scores).view(-1, count).to(targets.device) / 100
@@ -185,18 +140,7 @@ class Task:
         if self.objective.validation == "bleu":
             [score] = context.sum([-self.greedy_bleu(model, context.device) if context.is_first else 0.0])
             return score
-        reader, plan = self.plan("validation", 0)
-        collate, parts = Collate(self.folder, self.manifest), self.training.parts
-        sums = [[0.0, 0.0] for _ in range(context.passes(parts))]
-        steps = sum(len(plan.batches(window)) for window in range(plan.windows_per_epoch))
-        with SampleLoader(reader, plan, collate, context.rank, context.size, len(sums)) as loader:
-            for _, batches in zip(range(steps), loader, strict=False):
-                for total, batch in zip(sums, batches, strict=True):
-                    if batch.weight:
-                        total[0] += float(self.loss(model, batch.to(context.device), None).total)
-                        total[1] += batch.weight
-        nats, weight = context.sum_of_slices(sums, parts)
-        return nats / weight
+        return self.mean_log_loss(model, context)
 
     def greedy_bleu(self, model: Any, device: torch.device) -> float:
         """BLEU (13a, case-insensitive where the data are) of greedy translations of the validation split."""
@@ -210,14 +154,6 @@ class Task:
         return float(score.score)
 
     # --- predictions ------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def target_tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.folder / self.manifest["tokenizer"])
-
-    def text(self, tokens: list[int]) -> str:
-        """The sentence of target tokens."""
-        return self.target_tokenizer.decode(tokens).strip()
 
     def memories(
         self, model: Any, split: str, batch: int, device: torch.device
@@ -276,21 +212,6 @@ class Task:
         }
 
 
-def mixed_with_guesses(model: Any, tensors: dict[str, Tensor], probability: float) -> Tensor:
-    """The tokens [B,T] that the model is given, some of them drawn from what it predicts after the true ones."""
-    tokens = tensors["tokens"]
-    with torch.no_grad():
-        memory = model.encode(tensors)
-        hidden = model(tokens, memory, model.initial_state(memory)).hidden
-        scores = model.output.log_probabilities(hidden)[..., : bos(model.vocabulary)]  # [B,T,V-2]
-        noise = -torch.empty_like(scores).exponential_().log()  # Gumbel: the largest sum is a draw
-        guesses = (scores + noise).argmax(-1)  # [B,T]
-    given = torch.cat([tokens[:, :1], guesses[:, :-1]], 1)
-    true = draw_mask(tokens.shape, probability, True, tokens.device, torch.float32) > 0
-    true[:, 0] = True
-    return torch.where(true, tokens, given)
-
-
 class Collate:
     """Pairs to tensors: `source` [B,S] (EOS at the end), `source_lengths` [B], `tokens` [B,T] (BOS first) and `targets`
     [B,T] (EOS last, -1 where there is nothing to predict). With `dropout` both sides get other subwords for each key."""
@@ -328,26 +249,6 @@ def source_tensors(sources: list[np.ndarray], vocabulary: int) -> dict[str, Tens
     return {"source": source, "source_lengths": lengths}
 
 
-def target_tensors(targets: list[np.ndarray], vocabulary: int) -> dict[str, Tensor]:
-    """`tokens` int64 [B,T], opened by BOS, and `targets` [B,T], closed by EOS and padded with -1."""
-    longest = max((len(ids) for ids in targets), default=0) + 1
-    tokens = torch.full((len(targets), longest), bos(vocabulary))
-    wanted = torch.full((len(targets), longest), MASKED)
-    for row, ids in enumerate(targets):
-        tokens[row, 1 : len(ids) + 1] = torch.from_numpy(ids)
-        wanted[row, : len(ids)] = torch.from_numpy(ids)
-        wanted[row, len(ids)] = eos(vocabulary)
-    return {"tokens": tokens, "targets": wanted}
-
-
-def passes(train: Training, context: WorkerContext) -> int:
-    """In how many passes a worker goes through its share of a global batch."""
-    assert train.batch_tokens is not None
-    if train.tokens_per_pass is None:
-        return context.passes(train.parts)
-    return -(-train.batch_tokens // (context.size * train.tokens_per_pass))
-
-
 def chosen(lines: list[dict[str, Any]], count: int) -> dict[int, str]:
     """The sentences whose attention is kept, by id, and why: the first, those with the lowest score, the longest."""
     reasons: dict[int, str] = {}
@@ -365,8 +266,3 @@ def chosen(lines: list[dict[str, Any]], count: int) -> dict[int, str]:
 def pieces(tokenizer: Tokenizer, tokens: list[int]) -> list[str]:
     """Each token as text."""
     return [tokenizer.decode([token]) for token in tokens]
-
-
-def attends(memory: State) -> bool:
-    """Whether the model, or one of an ensemble, has attention over this memory."""
-    return any(name == "keys" or name.endswith(".keys") for name in memory)

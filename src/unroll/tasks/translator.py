@@ -15,7 +15,8 @@ from unroll.decoding.beam import BeamOptions, beam_search
 from unroll.decoding.conditional import Hypothesis
 from unroll.decoding.ensemble import Ensemble
 from unroll.errors import UserError
-from unroll.tasks.translation import attends, pieces, source_tensors
+from unroll.tasks.generation import attends
+from unroll.tasks.translation import pieces, source_tensors
 
 LONGEST = 1000
 """Tokens of a sentence that is still translated: what is longer is no sentence, and a beam over it takes minutes."""

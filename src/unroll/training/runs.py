@@ -58,7 +58,7 @@ def code_hash(recipe: Recipe) -> str:
     """Hash of the source files that decide what training computes; `launch.py` decides only where."""
     package = Path(__file__).parents[1]
     files = [package / "models" / f"{recipe.model['name']}.py", package / "tasks" / f"{recipe.task}.py"]
-    files.append(package / "tasks" / "base.py")
+    files += [package / "tasks" / "base.py", package / "tasks" / "generation.py"]
     for folder in ("layers", "losses", "data", "decoding", "training"):
         files += sorted(path for path in (package / folder).glob("*.py") if path.name != "launch.py")
     return hash_json([[path.name, sha256(path)] for path in files])
