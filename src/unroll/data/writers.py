@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -12,11 +13,12 @@ from typing import Any, Self
 import numpy as np
 
 from unroll.config import hash_json
-from unroll.data.shards import TAR_BLOCK, lengths_name, padded, record_key, token_type
+from unroll.data.shards import FRAMES, TAR_BLOCK, lengths_name, padded, record_key, token_type
 
 RECORD_TOKENS = 65536
 RECORD_SAMPLES = 256
 SHARD_BYTES = 64 * 2**20
+MOST_FRAMES = 10_000
 
 
 class _HashedFile:
@@ -163,37 +165,45 @@ class SampleWriter:
         return self
 
     def write(self, sample: Mapping[str, Any], *lengths: int) -> None:
-        """Append a sample: integer arrays [T] are stored as token ids, everything else as JSON.
+        """Append a sample: integer arrays [T] and lists of them are stored as token ids, everything else as JSON.
 
         `lengths`, one for each sequence in it, the most important first, is what the plan sorts and cuts batches by,
         in tokens. Every sample gives as many.
         """
         if not lengths or (self._lengths and len(lengths) != len(self._lengths[-1])):
             raise ValueError(f"{len(lengths)} lengths, every sample of a split has the same number of them")
-        places: dict[str, list[int]] = {}
+        places: dict[str, Any] = {}
         rest: dict[str, Any] = {}
         for field, value in sample.items():
-            if not isinstance(value, np.ndarray):
+            if isinstance(value, np.ndarray):
+                places[field] = self._place(field, value)
+            elif isinstance(value, list) and value and all(isinstance(ids, np.ndarray) for ids in value):
+                places[field] = [self._place(field, ids) for ids in value]
+            else:
                 rest[field] = value
-                continue
-            if value.size and not 0 <= int(value.min()) <= int(value.max()) <= np.iinfo(self.type).max:
-                raise ValueError(f"{field}: a token id does not fit into {self.type}")
-            places[field] = [self._start, len(value)]
-            self._start += len(value)
-            self._ids.append(value.astype(self.type))
         self._lines.append(json.dumps({"json": rest, "tokens": places}, separators=(",", ":")))
         self._lengths.append(lengths)
         if len(self._lines) == self.record_samples:
             self._flush()
 
+    def _place(self, field: str, ids: np.ndarray) -> list[int]:
+        """Append ids to the record; [start, count] says where they are in it."""
+        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) <= np.iinfo(self.type).max:
+            raise ValueError(f"{field}: a token id does not fit into {self.type}")
+        place = [self._start, len(ids)]
+        self._start += len(ids)
+        self._ids.append(ids.astype(self.type))
+        return place
+
+    def _members(self) -> dict[str, bytes]:
+        """The members of the record that is full."""
+        return {"jsonl": ("\n".join(self._lines) + "\n").encode()}
+
     def _flush(self) -> None:
         if not self._lines:
             return
         shard = len(self._shards.shards)
-        members = {
-            "jsonl": ("\n".join(self._lines) + "\n").encode(),
-            "tokens": b"".join(ids.tobytes() for ids in self._ids),
-        }
+        members = {**self._members(), "tokens": b"".join(ids.tobytes() for ids in self._ids)}
         self._shards.write(members, "samples", len(self._lines))
         if len(self._shards.shards) > shard > 0:
             self._write_lengths(shard - 1, self._lengths[: -len(self._lines)])
@@ -219,6 +229,36 @@ class SampleWriter:
     def summary(self) -> dict[str, Any]:
         """Samples, tokens and shards, for the manifest."""
         return {"samples": self.samples, "tokens": self.tokens, "shards": self._shards.shards}
+
+
+class MediaWriter(SampleWriter):
+    """Writes samples with media, one to a record: its encoded bytes are a member that other tools can read, too.
+
+    A sample's `media` are the bytes of an image or clip, or a list of the images of its frames, and `extension` is what
+    they are: jpg, png, webp, gif, mp4, avi, ... or frames.
+    """
+
+    def __init__(self, folder: Path, split: str, vocabulary: int, shard_bytes: int = SHARD_BYTES // 4) -> None:
+        super().__init__(folder, split, vocabulary, 1, shard_bytes)
+        self._media: dict[str, bytes] = {}
+
+    def write(self, sample: Mapping[str, Any], *lengths: int) -> None:
+        """Append a sample; see `SampleWriter.write`."""
+        media, extension = sample["media"], sample["extension"]
+        if extension == FRAMES:
+            if not 0 < len(media) <= MOST_FRAMES:
+                raise ValueError(f"{len(media)} frames, 1 to {MOST_FRAMES} are allowed")
+            from unroll.data.media import image_extension  # here, because text needs no image library
+
+            self._media = {f"{n:04d}.{image_extension(frame) or 'bin'}": frame for n, frame in enumerate(media)}
+        elif re.fullmatch(r"[a-z0-9]+", extension) and extension not in ("json", "jsonl", "tokens"):
+            self._media = {extension: media}
+        else:
+            raise ValueError(f"extension {extension!r}")
+        super().write({field: value for field, value in sample.items() if field != "media"}, *lengths)
+
+    def _members(self) -> dict[str, bytes]:
+        return {**self._media, "json": self._lines[0].encode()}
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
