@@ -65,6 +65,14 @@ def prepare(dataset: Annotated[str, typer.Argument(help="a data set of params.ya
         typer.echo(f"skipped: {', '.join(skipped)}", err=True)
 
 
+@app.command(hidden=True)
+def dependencies() -> None:
+    """Write which source files every model, task and preparer reads: what DVC compares."""
+    from unroll.dependencies import write
+
+    write(project_root() / "data" / "dependencies")
+
+
 @app.command()
 def train(
     recipe: Name,

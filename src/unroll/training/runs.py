@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from unroll.config import CountingTraining, Recipe, Training, hash_json, load_part, model_config
+from unroll.config import CountingTraining, Recipe, Training, load_part, model_config
 from unroll.data.shards import load_manifest, verify
+from unroll.dependencies import code_hash
 from unroll.errors import UserError
-from unroll.files import new_folder, readable_errors, sha256
+from unroll.files import new_folder, readable_errors
 from unroll.journal import Journal
 from unroll.memory import keep_freed_memory
 from unroll.progress import progress
@@ -52,16 +53,6 @@ class Place:
     def run(self, recipe: Recipe, seed: int) -> Path:
         """The folder of a run: its name holds the identity, so a changed recipe starts anew."""
         return self.root / "runs" / f"{recipe.name}-{self.identity(recipe)}" / f"seed-{seed}"
-
-
-def code_hash(recipe: Recipe) -> str:
-    """Hash of the source files that decide what training computes; `launch.py` decides only where."""
-    package = Path(__file__).parents[1]
-    files = [package / "models" / f"{recipe.model['name']}.py", package / "tasks" / f"{recipe.task}.py"]
-    files += [package / "tasks" / "base.py", package / "tasks" / "generation.py"]
-    for folder in ("layers", "losses", "data", "decoding", "training"):
-        files += sorted(path for path in (package / folder).glob("*.py") if path.name != "launch.py")
-    return hash_json([[path.name, sha256(path)] for path in files])
 
 
 def build(recipe: Recipe, place: Place) -> tuple[Any, torch.nn.Module]:

@@ -1,0 +1,64 @@
+"""What DVC compares must name every file that a training reads, and no file that it does not read."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unroll.dependencies import DECIDING, LEFT_OUT, LOOP, PACKAGE, files_read, write
+
+MODELS = sorted(path.stem for path in (PACKAGE / "models").glob("[!_]*.py"))
+TASKS = sorted(path.stem for path in (PACKAGE / "tasks").glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize(
+    "start", [*(f"models/{name}.py" for name in MODELS), *(f"tasks/{name}.py" for name in TASKS), LOOP]
+)
+def test_every_file_that_is_loaded_is_listed(start: str) -> None:
+    """A fresh process imports the file; of this package it may load only what is listed, and what decides no number."""
+    name = "unroll." + start.removesuffix(".py").replace("/", ".")
+    code = (
+        "import importlib, sys\n"
+        f"importlib.import_module({name!r})\n"
+        "print(*[m.__file__ for n, m in sys.modules.items() if n.startswith('unroll.') and getattr(m, '__file__', None)], sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {str(Path(line).resolve().relative_to(PACKAGE.resolve())) for line in done.stdout.split()}
+    deciding = {file for file in loaded if file.split("/")[0] in DECIDING} - LEFT_OUT
+    own = {f"{start.split('/')[0]}/__init__.py"}
+    assert deciding - own - set(files_read(start)) == set()
+
+
+def test_a_layer_concerns_the_models_that_import_it_alone() -> None:
+    assert "layers/convolution.py" in files_read("models/bytenet.py")
+    assert "layers/convolution.py" not in files_read("models/recurrent_lm.py")
+    assert "layers/attention.py" in files_read("models/seq2seq.py")
+
+
+def test_imports_are_followed_through_functions_and_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("unroll.dependencies")
+    sources = {
+        "models/own.py": "def late():\n    from unroll.layers import first\n",
+        "layers/__init__.py": "",
+        "layers/first.py": "import unroll.layers.second\nfrom unroll.progress import progress\n",
+        "layers/second.py": "import unroll.layers.first\n",
+        "layers/third.py": "",
+        "progress.py": "",
+    }
+    for name, text in sources.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(module, "PACKAGE", tmp_path)
+    assert files_read("models/own.py") == ["layers/__init__.py", "layers/first.py", "layers/second.py", "models/own.py"]
+
+
+def test_every_model_task_and_preparer_has_its_file(tmp_path: Path) -> None:
+    write(tmp_path / "out")
+    for package in ("models", "tasks", "datasets"):
+        written = {path.stem for path in (tmp_path / "out" / package).glob("*.json")}
+        assert written == {path.stem for path in (PACKAGE / package).glob("[!_]*.py")}
+    hashes = json.loads((tmp_path / "out" / "tasks" / "translation.json").read_text())
+    assert {"training/loop.py", "tasks/translation.py", "decoding/beam.py"} <= hashes.keys()
