@@ -22,6 +22,7 @@ from PIL import Image
 from pydantic import Field
 
 from unroll.config import Strict
+from unroll.data.signatures import clip_extension, image_extension
 from unroll.errors import UserError
 
 LONGEST_SIDE = 16_384
@@ -57,7 +58,7 @@ class MediaError(UserError):
     """An image or a clip that cannot be used; `reason` is one of `MEDIA_REASONS`, for counting."""
 
     def __init__(self, place: str, reason: str, problem: str) -> None:
-        super().__init__(f"{place}: {' '.join(problem.split())[:200]}")
+        super().__init__(f"{place}: {problem}")
         self.reason = reason
 
 
@@ -70,33 +71,6 @@ class Augmentation(Strict):
     stretch: float = Field(1.0, ge=1.0, le=4.0)
     flip: bool = False
     brightness: float = Field(0.0, ge=0.0, lt=1.0)
-
-
-# ---------------------------------------------------------------- what it is
-
-
-def image_extension(data: bytes) -> str | None:
-    """jpg, png, webp or gif by the first bytes, none for anything else."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return "jpg"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "gif"
-    return None
-
-
-def clip_extension(data: bytes) -> str | None:
-    """mp4, avi, webm (Matroska) or gif by the first bytes, none for anything else."""
-    if data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-        return "mp4"
-    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
-        return "avi"
-    if data.startswith(b"\x1aE\xdf\xa3"):
-        return "webm"
-    return "gif" if image_extension(data) == "gif" else None
 
 
 # ---------------------------------------------------------------- images
@@ -152,7 +126,8 @@ def _open_image(data: bytes, place: str, at_least: int | None) -> tuple[Image.Im
 
 
 def _words(error: BaseException) -> str:
-    return str(error).replace("\n", " ")[:120] or type(error).__name__
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(said.split())[:120]
 
 
 def _check_size(size: tuple[int, int], place: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from unroll.config import hash_json
 from unroll.data.shards import FRAMES, TAR_BLOCK, lengths_name, padded, record_key, token_type
+from unroll.data.signatures import image_extension
 
 RECORD_TOKENS = 65536
 RECORD_SAMPLES = 256
@@ -248,8 +249,6 @@ class MediaWriter(SampleWriter):
         if extension == FRAMES:
             if not 0 < len(media) <= MOST_FRAMES:
                 raise ValueError(f"{len(media)} frames, 1 to {MOST_FRAMES} are allowed")
-            from unroll.data.media import image_extension  # here, because text needs no image library
-
             self._media = {f"{n:04d}.{image_extension(frame) or 'bin'}": frame for n, frame in enumerate(media)}
         elif re.fullmatch(r"[a-z0-9]+", extension) and extension not in ("json", "jsonl", "tokens"):
             self._media = {extension: media}

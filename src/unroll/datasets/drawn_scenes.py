@@ -341,13 +341,15 @@ def _captioned(scene: Scene, key: str, options: Options) -> Captioned:
         {"size": t.size, "colour": t.colour, "shape": t.shape, "box": _box(t, t.x, t.y, t.radius)} for t in scene.things
     ]
     if options.media == "image":
-        media = encode_jpeg(_draw(scene, options.side, [(t.x, t.y, t.radius) for t in scene.things]), options.quality)
+        places = [(t.x, t.y, t.radius) for t in scene.things]
+        media = encode_jpeg(_draw(scene, _ground(scene, options.side), places), options.quality)
         truth: dict[str, Any] = {"relation": {"name": scene.link, "subject": 0, "object": 1}}
     else:
         mover, landmark = scene.things
         places = [_moved(mover, scene.link, frame / (options.frames - 1)) for frame in range(options.frames)]
         still = (landmark.x, landmark.y, landmark.radius)
-        frames = np.stack([_draw(scene, options.side, [place, still]) for place in places])
+        ground = _ground(scene, options.side)
+        frames = np.stack([_draw(scene, ground, [place, still]) for place in places])
         media = encode_clip(frames, options.rate)
         objects[0]["box"] = _box(mover, *places[options.frames // 2])
         truth = {
@@ -358,14 +360,18 @@ def _captioned(scene: Scene, key: str, options: Options) -> Captioned:
     return Captioned(key, media, "jpg" if options.media == "image" else "mp4", scene.captions, truth, key)
 
 
-def _draw(scene: Scene, side: int, places: list[tuple[float, float, float]]) -> np.ndarray:
-    """The scene with its things at these places (x, y, radius): uint8 [side,side,3]."""
+def _ground(scene: Scene, side: int) -> Image.Image:
+    """A bright ground with soft patches, `OVERSAMPLED` times as large as the picture."""
     base = 205 + 30 * scene.look[0]
     patches = np.array(scene.look[2:66]).reshape(8, 8) * 26 - 13 + base
     tones = np.stack([patches, patches - 4 + 8 * scene.look[1], patches - 8 * scene.look[1]], -1)
-    ground = Image.fromarray(tones.clip(0, 255).astype(np.uint8))
-    large = side * OVERSAMPLED
-    image = ground.resize((side, side), Image.Resampling.BICUBIC).resize((large, large), Image.Resampling.NEAREST)
+    ground = Image.fromarray(tones.clip(0, 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    return ground.resize((side * OVERSAMPLED, side * OVERSAMPLED), Image.Resampling.NEAREST)
+
+
+def _draw(scene: Scene, ground: Image.Image, places: list[tuple[float, float, float]]) -> np.ndarray:
+    """The scene with its things at these places (x, y, radius): uint8 [side,side,3]."""
+    image, large = ground.copy(), ground.width
     pen = ImageDraw.Draw(image)
     for thing, (x, y, radius) in zip(scene.things, places, strict=True):
         colour = tuple(min(max(c + t, 0), 255) for c, t in zip(COLOURS[thing.colour], thing.tint, strict=True))
@@ -375,7 +381,7 @@ def _draw(scene: Scene, side: int, places: list[tuple[float, float, float]]) -> 
             pen.polygon([*points, points[0], inner[0], *inner[::-1]], fill=colour)
         else:
             pen.polygon(points, fill=colour)
-    return np.asarray(image.resize((side, side), Image.Resampling.BOX))
+    return np.asarray(image.resize((large // OVERSAMPLED, large // OVERSAMPLED), Image.Resampling.BOX))
 
 
 def _outline(thing: _Thing, x: float, y: float, radius: float) -> list[tuple[float, float]]:
