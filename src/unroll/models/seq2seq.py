@@ -21,10 +21,10 @@ Decoder, y_t the embedded target, a layer below and layers above the attention:
 The state in which the encoder ends starts the decoder: as it is (`bridge: copy`, Sutskever) or through a matrix and
 tanh for each tensor of each decoder layer (`linear`).
 
-Without attention the decoder has the source from this state alone, or with `context: every_step` (Cho 2014) from the
-encoder's last hidden vector, which then stands for c_t in the equations above and is an input of the lowest layer too:
-s^1_t = cell([y_t ; c], s^1_{t-1}). `shared: true` is the course's single network with two phases: the same embedding and
-cells read the source and then, after BOS, write the target.
+Without attention the decoder has the source from this state alone, or with `context: every_step` (Cho 2014) from a
+summary c = tanh(V h) of the encoder's last hidden vector h too, which stands for c_t in the equations above and is added
+to the embedded target: s^1_t = cell(y_t + c, s^1_{t-1}). `shared: true` is the course's single network with two phases:
+the same embedding and cells read the source and then, after BOS, write the target.
 
 Without input feeding all time steps of training are computed by one kernel a layer; with it they are a loop.
 
@@ -212,8 +212,9 @@ class Model(ConditionalGenerator):
         self.output_dropout = Dropout(drop.output, locked)
         memory = config.encoder_widths()[-1]
         everywhere, attends = config.context == "every_step", config.attention != "none"
-        context = memory if attends or everywhere else 0
-        first = config.embedding + (config.embedding if config.input_feeding else 0) + (memory if everywhere else 0)
+        context = memory if attends else config.embedding if everywhere else 0
+        self.summary = nn.Linear(memory, config.embedding) if everywhere else None
+        first = config.embedding + (config.embedding if config.input_feeding else 0)
         above = range(1, config.decoder_layers)
         self.layers = nn.ModuleList(
             [config.layer(first, width), *(config.layer(width + context, width) for _ in above)]
@@ -249,10 +250,9 @@ class Model(ConditionalGenerator):
         values, final = self.encoder(embedded, mask)  # [B,S,D]
         memory = {"mask": mask, **{f"final.{name}": value for name, value in final.items()}}
         memory["values"] = self.memory_dropout(values)
-        if self.config.context == "every_step":
-            memory["context"] = self.memory_dropout(
-                final[f"{self.config.encoder_layers - 1}.hidden"][:, None]
-            )  # [B,1,D]
+        if self.summary is not None:
+            ended = final[f"{self.config.encoder_layers - 1}.hidden"][:, None]  # [B,1,D]
+            memory["context"] = self.memory_dropout(torch.tanh(self.summary(ended)))  # [B,1,E]
         if self.attention is not None:
             memory["keys"] = self.attention.keys(memory["values"])
         return memory
@@ -290,9 +290,9 @@ class Model(ConditionalGenerator):
         """Recurrent layers and attention over [N,T,E] -> hidden [N,T,E], state, weights [N,T,S]."""
         after: State = {}
         contexts, weights = None, None
-        if self.config.context == "every_step":
-            contexts = for_all_steps(memory["context"], inputs)  # [N,T,D]
-            inputs = torch.cat([inputs, contexts], -1)  # [N,T,E+D]
+        if self.summary is not None:
+            contexts = for_all_steps(memory["context"], inputs)  # [N,T,E]
+            inputs = inputs + contexts
         outputs, layer_state = self.layers[0](inputs, part_of(state, 0))  # [N,T,H]
         after |= numbered(0, layer_state)
         if self.attention is not None:
@@ -338,6 +338,6 @@ def reverse_within(tokens: Tensor, lengths: Tensor) -> Tensor:
 
 
 def for_all_steps(context: Tensor, inputs: Tensor) -> Tensor:
-    """`context` [B,1,D] of each source for all K = N/B hypotheses and T steps of `inputs` [N,T,E]: [N,T,D]."""
+    """`context` [B,1,E] of each source for all K = N/B hypotheses and T steps of `inputs` [N,T,E]: [N,T,E]."""
     count = len(inputs) // max(1, len(context))
     return context.repeat_interleave(count, 0).expand(-1, inputs.shape[1], -1).to(inputs.dtype)
