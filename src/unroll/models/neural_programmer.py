@@ -1,0 +1,261 @@
+"""Neural programmer: a network that answers a question by choosing, step by step, operations on a table's columns.
+
+Papers: Neelakantan, Le & Sutskever 2016, arXiv:1511.04834 (sections 2 and 3); Neelakantan et al. 2017, arXiv:1611.08945
+(operations on text and order, for real tables). A question LSTM gives Z [S,H] and q; a history RNN h_t remembers what
+was chosen. At each of T steps, with a context c_t that attends over Z,
+
+    operation_t = softmax(U tanh(W_o [q; c_t; h_t]))            column_t = softmax(names (W_c [q; c'_t; h_t]) + names e_t)
+    number_t    = softmax(Z at the numbers (W_n [q; c_t; h_t]))   h_{t+1} = tanh(W_h [chosen operation; chosen column; h_t])
+
+Rows are selected by r_t [N], at first all of them; v is the table, o, a, b the three choices:
+
+    rows      greater, lesser (..._equal)  sum_j a_j sum_k b_k [v_ij > number_k]     and, or    min, max of r_{t-1}, r_{t-2}
+              largest, smallest  sum_j a_j max(0, r_i - sum_k r_k [v_kj > v_ij])     reset      all rows
+              first, last, previous, next  of r_{t-1}, by place                      match      sum_j a_j m_ij, the cells that
+              frequent  sum_j a_j [cell is as frequent as any in its column]                    share words with the question
+    numbers   count  sum_i r_i      sum  sum_j a_j sum_i r_i v_ij      difference  s_{t-3} - s_{t-1}
+    cells     print  a_j r_i
+
+Training computes all of them, weighted by the soft choices; the loss is on what the last step gives. A prediction takes
+the largest choice at every step, so that its numbers are exact.
+
+Deliberate differences, for a well-conditioned problem:
+- soft choice among the numbers of a question mixes outcomes of comparisons, not the numbers compared with: a mixed pivot
+  has no gradient through the comparison and means nothing;
+- the number is chosen anew at each step (in 1511.04834 once for each operation), so that one question may compare twice;
+- a step that selects no rows leaves the selection as it was: it is not emptied;
+- operation, column and number are chosen with attention over the question (1611.08945 has it for columns alone);
+- with `restrict`, comparisons, `match` and `frequent` select among the rows selected before, which makes `and` needless.
+The losses are the task's (`tasks/table_questions.py`), and so is the noise on gradients.
+
+Numbers to reach: 99 % of synthetic questions with up to three operations (1511.04834: 99.2 with 5 columns); 34.2 % of
+WikiTableQuestions for one model, 37.7 % for fifteen (1611.08945).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from unroll.config import Strict
+from unroll.layers.dropout import Dropout
+from unroll.layers.recurrent import LSTM
+
+Operation = Literal[
+    "count", "sum", "difference", "print", "greater", "lesser", "greater_equal", "lesser_equal", "largest", "smallest",
+    "and", "or", "reset", "first", "last", "previous", "next", "match", "frequent",
+]  # fmt: skip
+OPERATIONS: list[Operation] = [
+    "count", "sum", "difference", "print", "greater", "lesser", "largest", "smallest", "and", "or", "reset",
+]  # fmt: skip
+"""Of a table of numbers."""
+COMPARISONS = {"greater": torch.gt, "lesser": torch.lt, "greater_equal": torch.ge, "lesser_equal": torch.le}
+NUMERIC = ("count", "sum", "difference")
+FURTHER = {"match", "frequent", *COMPARISONS}
+
+
+class Config(Strict):
+    """`steps` T of a program; `operations` that it may be made of. `embedding` of words, `width` of both networks."""
+
+    embedding: int = Field(64, ge=1)
+    width: int = Field(64, ge=1)
+    steps: int = Field(4, ge=1)
+    operations: list[Operation] = Field(OPERATIONS, min_length=1)
+    restrict: bool = False
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+
+
+OF_TEXT = [
+    "reset", "count", "print", "greater_equal", "lesser_equal", "first", "last", "previous", "next", "match", "frequent",
+    "largest", "smallest",
+]  # fmt: skip
+TINY: list[dict[str, Any]] = [
+    {"embedding": 5, "width": 6},
+    {"embedding": 4, "width": 5, "steps": 3, "restrict": True, "dropout": 0.2, "operations": OF_TEXT},
+]
+"""Small configurations, at least one for each option: what the contract tests build."""
+
+
+@dataclass
+class Answer:
+    """`number` [B] and `cells` [B,N,C], each as far as the last step's operation gives such an answer; the choices of
+    each step, `operations` [B,T,O], `columns` [B,T,C], `numbers` [B,T,K]; and `rows` [B,T,N] selected after it."""
+
+    number: Tensor
+    cells: Tensor
+    operations: Tensor
+    columns: Tensor
+    numbers: Tensor
+    rows: Tensor
+
+
+class Model(nn.Module):
+    """`vocabulary` words; what a batch holds is said in `tasks/table_questions.py`."""
+
+    def __init__(self, config: Config, vocabulary: int) -> None:
+        super().__init__()
+        self.names: list[str] = [*config.operations]
+        self.restrict, self.steps = config.restrict, config.steps
+        width = config.width
+        self.embed = nn.Embedding(vocabulary, config.embedding)
+        self.dropout = Dropout(config.dropout)
+        self.forwards, self.backwards = LSTM(config.embedding, width), LSTM(config.embedding, width)
+        self.start = nn.Parameter(torch.zeros(width))
+        self.operations = nn.Parameter(torch.randn(len(self.names), width) * width**-0.5)  # U [O,H]
+        self.look, self.look_for_column = nn.Linear(3 * width, 2 * width), nn.Linear(3 * width, 2 * width)
+        self.choose, self.choose_number = nn.Linear(5 * width, width), nn.Linear(5 * width, 2 * width)
+        self.choose_column = nn.Linear(5 * width, config.embedding)
+        self.mention = nn.Parameter(torch.ones(()))
+        self.history = nn.Linear(2 * width + config.embedding, width)
+
+    def forward(self, batch: dict[str, Tensor], hard: bool = False) -> Answer:
+        """Run the T steps on a batch; `hard` takes the largest choice of each step in place of the mixture."""
+        table = Table(batch, self.names)
+        embedded, states, last = self.read(batch["question"], batch["lengths"])  # [B,S,E] [B,S,2H] [B,2H]
+        real = torch.arange(embedded.shape[1], device=embedded.device) < batch["lengths"][:, None]  # [B,S]
+        names = self.column_names(batch)  # [B,C,E]
+        at_numbers = states.gather(1, batch["places"][..., None].expand(-1, -1, states.shape[2]))  # [B,K,2H]
+        history = self.start.expand(len(embedded), -1)  # [B,H]
+        rows = [table.every, table.every]  # r_{t-2}, r_{t-1}: [B,N] each
+        numbers = [table.every.new_zeros(len(embedded))] * 3
+        chosen: dict[str, list[Tensor]] = {"operations": [], "columns": [], "numbers": [], "rows": []}
+        for _ in range(self.steps):
+            place = torch.cat([last, history], -1)  # [B,3H]
+            context = attend(self.look(place), states, states, real)  # [B,2H]
+            column_context = attend(self.look_for_column(place), states, states, real)  # [B,2H]
+            mentioned = attend(self.look_for_column(place), states, embedded, real)  # [B,E]
+            wide, wide_column = torch.cat([place, context], -1), torch.cat([place, column_context], -1)  # [B,5H]
+            asked = self.dropout(torch.tanh(self.choose(wide)))  # [B,H]
+            operation = choice(F.linear(asked, self.operations), None, hard)  # [B,O]
+            wanted = self.choose_column(wide_column) + self.mention * mentioned  # [B,E]
+            scores = torch.einsum("bce,be->bc", names, wanted) + batch["column_matches"] * self.mention  # [B,C]
+            column = choice(scores, batch["column_mask"], hard)  # [B,C]
+            number = choice(
+                torch.einsum("bkh,bh->bk", at_numbers, self.choose_number(wide)), batch["number_mask"], hard
+            )
+            outcome, cells, after = table.apply(operation, column, number, rows, numbers, self.names, self.restrict)
+            rows, numbers = [*rows[1:], after], [*numbers[1:], outcome]
+            for name, value in zip(chosen, (operation, column, number, after), strict=True):
+                chosen[name].append(value)
+            told = torch.einsum("bc,bce->be", column, names)  # [B,E]
+            history = torch.tanh(self.history(torch.cat([operation @ self.operations, told, asked], -1)))  # [B,H]
+        return Answer(numbers[-1], cells, **{name: torch.stack(values, 1) for name, values in chosen.items()})
+
+    def read(self, question: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Words [B,S] to their embeddings [B,S,E], states [B,S,2H] of both directions, and the last ones [B,2H]."""
+        embedded = self.dropout(self.embed(question))
+        count, longest = question.shape
+        real = torch.arange(longest, device=question.device) < lengths[:, None]  # [B,S]
+        ahead, after = self.forwards(embedded, self.forwards.initial_state(count), mask=real)
+        back, before = self.backwards(embedded.flip(1), self.backwards.initial_state(count), mask=real.flip(1))
+        states = torch.cat([ahead, back.flip(1)], -1)  # [B,S,2H]
+        return embedded, states, torch.cat([after["hidden"], before["hidden"]], -1)
+
+    def column_names(self, batch: dict[str, Tensor]) -> Tensor:
+        """The mean embedding of each column's words: names [B,C,W] (-1 where there is none) -> [B,C,E]."""
+        words = batch["names"] >= 0  # [B,C,W]
+        embedded = self.embed(batch["names"].clamp_min(0)) * words[..., None]
+        return embedded.sum(2) / words.sum(2, keepdim=True).clamp_min(1)
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, real: Tensor) -> Tensor:
+    """What the words that a query [B,H] asks for say: softmax over keys [B,S,H], of values [B,S,E]."""
+    scores = torch.einsum("bsh,bh->bs", keys, query)
+    weights = scores.masked_fill(~real, -torch.inf).softmax(-1)
+    return torch.einsum("bs,bse->be", weights, values)
+
+
+def choice(scores: Tensor, allowed: Tensor | None, hard: bool) -> Tensor:
+    """Softmax [B,O] over what is allowed (zeros where nothing is), or 1 at the largest."""
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+    soft = scores.softmax(-1)
+    if hard:
+        soft = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
+    return soft if allowed is None else soft * allowed
+
+
+class Table:
+    """What operations need of a batch of tables, computed once for all steps."""
+
+    def __init__(self, batch: dict[str, Tensor], operations: list[str]) -> None:
+        self.values, self.numeric = batch["values"], batch["numeric"]  # [B,N,C]
+        self.every = batch["row_mask"].to(self.values.dtype)  # [B,N]
+        pivots = batch["numbers"][:, :, None, None]  # [B,K,1,1]
+        numeric, dtype = self.numeric[:, None], self.values.dtype
+        self.holds = {
+            name: (compare(self.values[:, None], pivots) & numeric).to(dtype)  # [B,K,N,C]
+            for name, compare in COMPARISONS.items()
+            if name in operations
+        }
+        self.matches, self.frequent = batch["matches"].to(dtype), batch["frequent"].to(dtype)  # [B,N,C]
+        if "largest" in operations or "smallest" in operations:
+            both = self.numeric[:, :, None] & self.numeric[:, None]  # [B,N,N,C]
+            above = (self.values[:, :, None] > self.values[:, None]) & both
+            self.beaten = {"largest": above.to(dtype), "smallest": above.transpose(1, 2).to(dtype)}  # [B,k,i,C]
+
+    def apply(
+        self,
+        operation: Tensor,
+        column: Tensor,
+        number: Tensor,
+        rows: list[Tensor],
+        numbers: list[Tensor],
+        names: list[str],
+        restrict: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step: the number [B] and the cells [B,N,C] that it gives, and the rows [B,N] selected after it."""
+        weight = dict(zip(names, operation.unbind(-1), strict=True))  # [B] each
+        before = rows[-1]
+        outcome, after, selecting = torch.zeros_like(numbers[-1]), torch.zeros_like(before), torch.zeros_like(before)
+        for name in names:
+            own = weight[name]
+            if name in NUMERIC:
+                outcome = outcome + own * self.number(name, column, before, numbers)
+            elif name != "print":
+                found = self.select(name, column, number, rows)
+                found = found * before if restrict and name in FURTHER else found
+                after, selecting = after + own[:, None] * found, selecting + own[:, None]
+        cells = weight.get("print", torch.zeros_like(outcome))[:, None, None] * before[:, :, None] * column[:, None]
+        return outcome, cells, after + (1 - selecting) * before
+
+    def number(self, name: str, column: Tensor, before: Tensor, numbers: list[Tensor]) -> Tensor:
+        """What an aggregate gives: [B]."""
+        if name == "count":
+            return before.sum(1)
+        if name == "sum":
+            return torch.einsum("bn,bnc,bc->b", before, self.values, column)
+        return numbers[-3] - numbers[-1]
+
+    def select(self, name: str, column: Tensor, number: Tensor, rows: list[Tensor]) -> Tensor:
+        """The rows [B,N] that an operation selects."""
+        before = rows[-1]
+        if name in COMPARISONS:
+            return torch.einsum("bknc,bk,bc->bn", self.holds[name], number, column)
+        if name in ("largest", "smallest"):
+            better = torch.einsum("bkic,bk->bic", self.beaten[name], before)  # [B,N,C]
+            return torch.einsum("bnc,bc->bn", torch.relu(before[..., None] - better) * self.numeric, column)
+        if name in ("match", "frequent"):
+            return torch.einsum("bnc,bc->bn", self.matches if name == "match" else self.frequent, column)
+        return self.by_place(name, before, rows[-2])
+
+    def by_place(self, name: str, before: Tensor, earlier: Tensor) -> Tensor:
+        """The rows [B,N] of the operations that read no column."""
+        if name == "and":
+            return torch.minimum(before, earlier)
+        if name == "or":
+            return torch.maximum(before, earlier)
+        if name == "first":
+            return torch.relu(before - (before.cumsum(1) - before))
+        if name == "last":
+            return torch.relu(before - (before.flip(1).cumsum(1).flip(1) - before))
+        if name == "previous":
+            return F.pad(before[:, 1:], (0, 1))
+        if name == "next":
+            return F.pad(before[:, :-1], (1, 0)) * self.every
+        return self.every
