@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,28 @@ def members(path: Path) -> Iterator[tuple[str, Read]]:
         yield path.name, lambda most: path.read_bytes() if path.stat().st_size <= most else None
         return
     found = _zip_members(path) if path.name.lower().endswith(".zip") else _tar_members(path)
-    try:
-        for number, member in enumerate(found):
+    with _named(path):
+        for number, (name, read) in enumerate(found):
             if number >= MOST_MEMBERS:
                 raise UserError(f"{path}: more than {MOST_MEMBERS} members")
-            yield member
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
+            yield name, _safely(path, read)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turn what the libraries raise for a damaged archive into one line that names it."""
+    try:
+        yield
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, NotImplementedError) as error:
         raise UserError(f"{path}: damaged archive: {error}") from None
+
+
+def _safely(path: Path, read: Read) -> Read:
+    def named(most: int) -> bytes | None:
+        with _named(path):
+            return read(most)
+
+    return named
 
 
 def _refuse(path: Path, name: str, problem: str) -> None:
@@ -68,16 +84,18 @@ def _tar_members(path: Path) -> Iterator[tuple[str, Read]]:
                 continue
             if not member.isreg() or member.issparse():
                 _refuse(path, member.name, "is a link or a device, not a file")
-            yield member.name, _tar_reader(path, tar, member)
+            yield member.name, _tar_reader(tar, member)
 
 
-def _tar_reader(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> Read:
+def _tar_reader(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Read:
     def read(most: int) -> bytes | None:
+        if member.size > most:
+            return None
         file: Any = tar.extractfile(member)
-        data: bytes = b"" if member.size > most else file.read()
-        if member.size <= most and len(data) != member.size:
-            raise UserError(f"{path}: damaged archive: it ends within member {member.name[:NAME_LIMIT]!r}")
-        return None if member.size > most else data
+        data: bytes = file.read()
+        if len(data) != member.size:
+            raise EOFError(f"it ends within member {member.name[:NAME_LIMIT]!r}")
+        return data
 
     return read
 

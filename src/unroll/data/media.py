@@ -52,6 +52,7 @@ ORIENTATION = 0x0112
 
 # The limits here are lower than Pillow's own and checked before it decodes.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
 
 
 class MediaError(UserError):
