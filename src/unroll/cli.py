@@ -68,9 +68,11 @@ def prepare(dataset: Annotated[str, typer.Argument(help="a data set of params.ya
 @app.command(hidden=True)
 def dependencies() -> None:
     """Write which source files every model, task and preparer reads: what DVC compares."""
+    from unroll.config import load_recipes
     from unroll.dependencies import write
 
-    write(project_root() / "data" / "dependencies")
+    root = project_root()
+    write(root / "data" / "dependencies", load_recipes(root).values())
 
 
 @app.command()

@@ -337,7 +337,14 @@ def tiny_twin(recipe: Recipe) -> Recipe:
     return twin.model_copy(update={"name": recipe.name + TINY_SUFFIX, "suite": TINY_SUITE})
 
 
-PARTS = {"models": "Model", "tasks": "Task", "datasets": "prepare", "metrics": "compute", "pictures": "draw"}
+PARTS = {
+    "layers": "Layer",
+    "models": "Model",
+    "tasks": "Task",
+    "datasets": "prepare",
+    "metrics": "compute",
+    "pictures": "draw",
+}
 """What a file of each package must define to be named in a recipe; the others there are helpers."""
 
 

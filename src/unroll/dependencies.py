@@ -4,6 +4,8 @@ DVC compares files, and knows nothing of imports. Stage `dependencies` therefore
 preparer, a small file with the hashes of the sources that it reads, and the other stages depend on those. So a new layer
 retrains the models that use it and no other, and a run's folder is found again after a change that does not concern it.
 
+A cell that a recipe names (`cell: ntm`) is a file of `layers/` that no import statement mentions: it is followed too.
+
 Code that decides only where and how something is run, shown or checked is left out: `training/launch.py`, progress,
 journal, and `config.py`, whose values are compared as parameters.
 """
@@ -13,7 +15,9 @@ from __future__ import annotations
 import ast
 import functools
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from unroll.config import Recipe, hash_json
 from unroll.files import new_folder, sha256
@@ -53,17 +57,33 @@ def _imports(path: Path) -> list[str]:
 
 def code_hash(recipe: Recipe) -> str:
     """Hash of the source files that decide what training this recipe computes."""
-    starts = (f"models/{recipe.model['name']}.py", f"tasks/{recipe.task}.py", LOOP)
+    starts = (f"models/{recipe.model['name']}.py", *cells_of(recipe.model), f"tasks/{recipe.task}.py", LOOP)
     files = sorted({name for start in starts for name in files_read(start)})
     return hash_json([[name, sha256(PACKAGE / name)] for name in files])
 
 
-def write(out: Path) -> None:
-    """Write `models/`, `tasks/` (with the loop) and `datasets/` into `out`: one JSON a file, {source file: SHA-256}."""
+def cells_of(model: Any) -> list[str]:
+    """The files of `layers/` that stand as `cell` anywhere in what a recipe says of its model."""
+    found: list[str] = []
+    for key, value in model.items() if isinstance(model, Mapping) else ():
+        name = f"layers/{value}.py"
+        found += [name] if key == "cell" and (PACKAGE / name).is_file() else []
+        found += cells_of(value)
+    return found
+
+
+def write(out: Path, recipes: Collection[Recipe] = ()) -> None:
+    """Write `models/` (with the cells that `recipes` give them), `tasks/` (with the loop) and `datasets/` into `out`: one
+    JSON a file, {source file: SHA-256}."""
+    cells: dict[str, set[str]] = {}
+    for recipe in recipes:
+        cells.setdefault(str(recipe.model.get("name")), set()).update(cells_of(recipe.model))
     with new_folder(out) as folder:
         for package, also in (("models", None), ("tasks", LOOP), ("datasets", None)):
             (folder / package).mkdir()
             for path in sorted((PACKAGE / package).glob("[!_]*.py")):
-                files = {*files_read(f"{package}/{path.name}"), *(files_read(also) if also else [])}
+                starts = [f"{package}/{path.name}", *([also] if also else [])]
+                starts += sorted(cells.get(path.stem, ())) if package == "models" else []
+                files = {name for start in starts for name in files_read(start)}
                 hashes = {name: sha256(PACKAGE / name) for name in sorted(files)}
                 (folder / package / f"{path.stem}.json").write_text(json.dumps(hashes, indent=1) + "\n")

@@ -85,8 +85,8 @@ def print_recipe(root: Path, name: str, tiny: bool) -> None:
         console.print(f"shapes    unknown until the data is prepared: unroll prepare {recipe.dataset}")
         return
     manifest = load_manifest(place.data(recipe.dataset))
-    splits = ", ".join(f"{split} {content['tokens']:,} tokens" for split, content in manifest["splits"].items())
-    console.print(f"splits    {splits}; vocabulary {manifest['vocabulary']:,}")
+    splits = ", ".join(f"{split} {size(content)}" for split, content in manifest["splits"].items())
+    console.print(f"splits    {splits}; vocabulary {manifest['vocabulary']}")
     console.print(f"would run train ({state(recipe, root)}), predict, evaluate for seeds {recipe.seeds}")
     if isinstance(recipe.train, CountingTraining):
         console.print("training  one pass of counting over the training tokens; no gradients")
@@ -94,13 +94,22 @@ def print_recipe(root: Path, name: str, tiny: bool) -> None:
     _print_cost(recipe, root, console)
 
 
+def size(split: dict[str, Any]) -> str:
+    """How much a split holds, as the manifest says."""
+    for unit in ("tokens", "samples"):
+        if split.get(unit) is not None:
+            return f"{split[unit]:,} {unit}"
+    return "generated without end"
+
+
 def _print_cost(recipe: Recipe, root: Path, console: Console) -> None:
     train: Any = recipe.train
     task, model = build(recipe, Place(root))
     workers = worker_count(load_profile(root, "local"))
     slices = row_slices(train, WorkerContext())
+    _, length = _row(task, train)
     console.print(
-        f"batch     {train.batch} rows x {train.window} tokens in {len(slices)} pass(es), workers {workers}, {train.precision}"
+        f"batch     {train.batch} rows x {length} tokens in {len(slices)} pass(es), workers {workers}, {train.precision}"
     )
     table = Table(box=None, pad_edge=False)
     for column in ("parameter", "shape", "count"):
@@ -113,7 +122,7 @@ def _print_cost(recipe: Recipe, root: Path, console: Console) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     steps = task.total_steps(recipe.seeds[0])
     memory = (parameters * 16 + _activation_bytes(task, model, recipe)) / 2**20
-    seconds = _seconds(model, train, steps)
+    seconds = _seconds(model, train, length, steps)
     console.print(
         f"total     {parameters:,} parameters, {steps:,} steps, about {memory:,.0f} MB beside Python and torch"
     )
@@ -123,26 +132,33 @@ def _print_cost(recipe: Recipe, root: Path, console: Console) -> None:
 def _activation_bytes(task: Any, model: torch.nn.Module, recipe: Recipe) -> float:
     """Bytes kept for the backward pass, measured on one row of a few tokens and scaled to the batch."""
     train: Any = recipe.train
-    rows, window = 1, min(train.window, 16)
+    row, length = _row(task, train)
     kept: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    tokens = torch.zeros(rows, window, dtype=torch.int64)
     with autocast(train, torch.device("cpu")), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model(tokens, model.initial_state(rows))  # type: ignore[operator]
+        model(row, model.initial_state(1))  # type: ignore[operator]
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     bytes_kept = sum(size for pointer, size in kept.items() if pointer not in parameters)
     rows_per_pass = train.rows_per_pass or math.ceil(train.batch / (train.parts or 1))
-    return bytes_kept * rows_per_pass * train.window / (rows * window)
+    return bytes_kept * rows_per_pass * length / row.shape[1]
 
 
-def _seconds(model: torch.nn.Module, train: Any, steps: int) -> float:
+def _row(task: Any, train: Any) -> tuple[torch.Tensor, int]:
+    """A row to try a model on, [1,T] or [1,T,D], and how long a row of a training step is."""
+    if hasattr(task, "example"):
+        row: torch.Tensor = task.example()
+        return row, row.shape[1]
+    return torch.zeros(1, min(train.window, 16), dtype=torch.int64), train.window
+
+
+def _seconds(model: torch.nn.Module, train: Any, length: int, steps: int) -> float:
     """Three forward passes' work for every token, at half the matrix rate measured now."""
     flops = getattr(model, "flops_per_token", None) or 2 * sum(p.numel() for p in model.parameters())
-    return 3 * flops * train.batch * train.window * steps / (GUESSED_EFFICIENCY * matrix_rate(train.precision))
+    return 3 * flops * train.batch * length * steps / (GUESSED_EFFICIENCY * matrix_rate(train.precision))
 
 
 def matrix_rate(precision: str, size: int = 1024, repeats: int = 5) -> float:

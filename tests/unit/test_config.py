@@ -50,7 +50,7 @@ def refused(root: Path) -> str:
         ({"train": {"batch": 4, "steps": 3, "optimizer": {"name": "adam", "learning_rate": 1}}}, "found 'adam'"),
         ({"model": {"name": "recurent_lm"}}, "no models/recurent_lm.py; did you mean 'recurrent_lm'?"),
         ({"model": {"name": "recurrent_lm", "widht": 3}}, "unknown key 'widht'; did you mean 'width'?"),
-        ({"model": {"name": "recurrent_lm", "cell": "ltsm"}}, "model.cell: Input should be 'rnn', 'lstm' or 'gru'"),
+        ({"model": {"name": "recurrent_lm", "cell": "ltsm"}}, "cell is none of rnn, lstm, gru: no layers/ltsm.py"),
         ({"dataset": "onw"}, "no data set 'onw'; did you mean 'own'?"),
         ({"task": "translation"}, "found 'translation', the file holds recipes of task 'language_modeling'"),
     ],

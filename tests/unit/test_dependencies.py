@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from unroll.dependencies import DECIDING, LEFT_OUT, LOOP, PACKAGE, files_read, write
+from unroll.config import Recipe
+from unroll.dependencies import DECIDING, LEFT_OUT, LOOP, PACKAGE, code_hash, files_read, write
 
 MODELS = sorted(path.stem for path in (PACKAGE / "models").glob("[!_]*.py"))
 TASKS = sorted(path.stem for path in (PACKAGE / "tasks").glob("[!_]*.py"))
@@ -36,6 +37,19 @@ def test_a_layer_concerns_the_models_that_import_it_alone() -> None:
     assert "layers/convolution.py" in files_read("models/bytenet.py")
     assert "layers/convolution.py" not in files_read("models/recurrent_lm.py")
     assert "layers/attention.py" in files_read("models/seq2seq.py")
+
+
+def test_a_cell_named_in_a_recipe_concerns_the_models_that_it_is_named_for(tmp_path: Path) -> None:
+    """`cell: ntm` is no import, yet whoever changes the machine has to train that model again; and act wraps a cell."""
+    inner = {"name": "recurrent_network", "cell": "act", "options": {"cell": "ntm"}}
+    train = {"steps": 1, "batch": 1, "optimizer": {"learning_rate": 0.1}}
+    recipe = Recipe(name="r", suite="s", task="algorithms", dataset="d", train=train, evaluate={}, model=inner)
+    write(tmp_path / "out", [recipe])
+    written = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out/models").glob("*.json")}
+    assert {"layers/ntm.py", "layers/ntm_kernels.py"} <= written["recurrent_network"].keys()
+    assert "layers/ntm.py" not in written["recurrent_lm"]
+    plain = recipe.model_copy(update={"model": {"name": "recurrent_network", "cell": "lstm"}})
+    assert code_hash(plain) != code_hash(recipe)
 
 
 def test_imports_are_followed_through_functions_and_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -278,6 +278,43 @@ class SampleLoader(_Prefetched):
         return batches
 
 
+class GeneratedLoader(_Prefetched):
+    """Batches that are made from the number of the step, one item a step. `position`: {"step"} of the first item.
+
+    `make(step)` gives the tensors of the global batch and `weigh(tensors)` the weight of any rows of it.
+    `row_slices`: the rows of the global batch for each pass of this rank. Every rank makes the whole batch, which costs
+    less than it would to say which part of the random numbers is whose.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], dict[str, Tensor]],
+        weigh: Callable[[dict[str, Tensor]], float],
+        row_slices: list[slice],
+        position: dict[str, int] | None = None,
+        prefetch: int = 4,
+    ) -> None:
+        super().__init__(prefetch)
+        self.make, self.weigh, self.row_slices = make, weigh, row_slices
+        self.position = position or {"step": 0}
+
+    def _produce(self) -> Iterator[list[Batch]]:
+        for step in itertools.count(self.position["step"]):
+            whole = self.make(step)
+            yield [self._part(whole, rows, step) for rows in self.row_slices]
+
+    def _part(self, whole: dict[str, Tensor], rows: slice, step: int) -> Batch:
+        tensors = {name: tensor[rows] for name, tensor in whole.items()}
+        return Batch(
+            tensors=tensors,
+            weight=self.weigh(tensors),
+            first_row=rows.start,
+            total_rows=len(next(iter(whole.values()))),
+            position={"step": step + 1},
+            description=f"rows {rows.start} to {rows.stop - 1} of the batch generated for step {step}",
+        )
+
+
 @dataclass
 class Segment:
     """A window of evaluation. `tokens`, `targets` int64 [B,T]; `mask` bool [B,T] is true where a target counts;

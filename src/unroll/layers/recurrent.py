@@ -26,12 +26,14 @@ where the outputs may be bfloat16). `method="loop"` is the plain loop over time,
 paths of `recurrent_kernels.py` must equal in outputs and gradients.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unroll.config import check, load_part
 from unroll.errors import UserError
 from unroll.layers import recurrent_kernels as kernels
 
@@ -254,3 +256,30 @@ def recurrent_layer(cell: str, input_width: int, width: int, **options: Any) -> 
     if cell not in CELLS:
         raise UserError(f"recurrent layer: cell is {cell!r}, allowed: {', '.join(CELLS)}")
     return CELLS[cell](input_width, width, **options)
+
+
+def cell_config(cell: str, options: Mapping[str, Any]) -> Any:
+    """The typed options of a cell: none of those of this file, the `Config` of a file of `layers/` with a `Layer`.
+
+    Raises:
+        ValueError: no such cell, or options that it does not have; one line, for the validators of models.
+    """
+    if cell in CELLS:
+        if options:
+            raise ValueError(f"options: cell {cell} has none here")
+        return None
+    try:
+        return check(
+            load_part("layers", cell, f"cell is none of {', '.join(CELLS)}").Config, options, f"options of {cell}"
+        )
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+def sequence_layer(cell: str, input_width: int, width: int, options: Mapping[str, Any]) -> Any:
+    """Any layer of the signature `(inputs [B,T,D], state) -> (outputs [B,T,H], state)`, by its name: a cell of this file,
+    or the `Layer` of the file of `layers/` that is called so. Stage `dependencies` knows the name from the recipe."""
+    config = cell_config(cell, options)
+    if cell in CELLS:
+        return recurrent_layer(cell, input_width, width)
+    return load_part("layers", cell, "cell").Layer(input_width, width, config)

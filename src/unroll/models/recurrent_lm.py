@@ -15,7 +15,8 @@ mask for the whole window (`shared_over_time`, false: Zaremba et al.). Penalties
 
     activation = alpha mean((dropped h_t)^2)    temporal = beta mean((h_t - h_{t-1})^2)      both within the window
 
-State: hidden vector (and memory) of each layer, [B,H], or of the last d steps, [B,d,H], in a dilated one.
+State: hidden vector (and memory) of each layer, [B,H], or of the last d steps, [B,d,H], in a dilated one. Cells that are
+files of `layers/` (neural Turing machines, ...) bring a state of their own.
 
 Deliberate differences: see `layers/recurrent.py` for biases; a dilated network has no layer that fuses its d lanes.
 
@@ -42,7 +43,7 @@ from unroll.layers.language_model import (
     output_layer,
     part_of,
 )
-from unroll.layers.recurrent import RecurrentLayer, recurrent_layer
+from unroll.layers.recurrent import CELLS, cell_config, recurrent_layer, sequence_layer
 
 Probability = Field(0.0, ge=0.0, lt=1.0)
 
@@ -59,10 +60,12 @@ class Dropouts(Strict):
 
 
 class Config(Strict):
-    """`embedding` defaults to `width`; `dilations` has one entry a layer (none: 1 everywhere). With `tied` the last
-    layer is as wide as the embedding. `reset` belongs to gru, `forget_bias` to lstm."""
+    """`cell`: rnn, lstm, gru, or a file of `layers/` that has a `Layer` (ntm, ...), with its `options`. `embedding`
+    defaults to `width`; `dilations` has one entry a layer (none: 1 everywhere). With `tied` the last layer is as wide as
+    the embedding. `reset` belongs to gru, `forget_bias` to lstm; `ponder_cost` to a cell that ponders."""
 
-    cell: Literal["rnn", "lstm", "gru"] = "lstm"
+    cell: str = "lstm"
+    options: dict[str, Any] = Field({})
     layers: int = Field(2, ge=1)
     width: int = Field(512, ge=1)
     embedding: int | None = Field(None, ge=1)
@@ -75,6 +78,7 @@ class Config(Strict):
     dropout: Dropouts = Dropouts()
     activation_penalty: float = Field(0.0, ge=0.0)
     temporal_penalty: float = Field(0.0, ge=0.0)
+    ponder_cost: float = Field(0.0, ge=0.0)
     cutoffs: list[int] = Field([])
 
     @model_validator(mode="after")
@@ -88,6 +92,11 @@ class Config(Strict):
         for key, cell in (("reset", "gru"), ("forget_bias", "lstm")):
             if key in self.model_fields_set and self.cell != cell:
                 raise ValueError(f"{key}: only cell {cell} has it, the cell is {self.cell}")
+        cell_config(self.cell, self.options)
+        if self.cell not in CELLS and (self.dropout.weight or not self.bias):
+            raise ValueError(
+                f"dropout.weight and bias: only cells {', '.join(CELLS)} have them, the cell is {self.cell}"
+            )
         return self
 
     @property
@@ -96,13 +105,18 @@ class Config(Strict):
         embedding = self.embedding or self.width
         return [embedding, *[self.width] * (self.layers - 1), embedding if self.tied else self.width]
 
-    def layer(self, number: int) -> RecurrentLayer | DilatedLayer:
-        options: dict[str, Any] = {"bias": self.bias}
-        if self.cell == "gru":
-            options["reset"] = self.reset
-        if self.cell == "lstm":
-            options["forget_bias"] = self.forget_bias
-        layer = recurrent_layer(self.cell, self.widths[number], self.widths[number + 1], **options)
+    def layer(self, number: int) -> Any:
+        """The layer after widths[number], by itself or dilated."""
+        before, after = self.widths[number : number + 2]
+        if self.cell in CELLS and not self.options:
+            options: dict[str, Any] = {"bias": self.bias}
+            if self.cell == "gru":
+                options["reset"] = self.reset
+            if self.cell == "lstm":
+                options["forget_bias"] = self.forget_bias
+            layer: Any = recurrent_layer(self.cell, before, after, **options)
+        else:
+            layer = sequence_layer(self.cell, before, after, self.options)
         dilation = self.dilations[number] if self.dilations else 1
         return layer if dilation == 1 else DilatedLayer(layer, dilation)
 
@@ -117,6 +131,7 @@ TINY: list[dict[str, Any]] = [
         "dropout": {"embedding": 0.2, "input": 0.3, "between": 0.3, "output": 0.3, "weight": 0.3},
         "activation_penalty": 2.0, "temporal_penalty": 1.0,
     },
+    {"cell": "ntm", "layers": 2, "width": 6, "options": {"slots": 5, "slot_width": 3}, "dilations": [1, 2]},
 ]  # fmt: skip
 """Small configurations, at least one for each option: what the contract tests build."""
 
@@ -127,13 +142,13 @@ class DilatedLayer(nn.Module):
     State: that of the layer with one more dimension, [B,d,H]: what the next d steps will read, in their order.
     """
 
-    def __init__(self, layer: RecurrentLayer, dilation: int) -> None:
+    def __init__(self, layer: Any, dilation: int) -> None:
         super().__init__()
         self.layer, self.dilation = layer, dilation
 
     @property
-    def weight_hidden(self) -> Tensor:
-        return self.layer.weight_hidden
+    def weight_hidden(self) -> Tensor | None:
+        return getattr(self.layer, "weight_hidden", None)
 
     def initial_state(self, batch: int) -> State:
         lanes = self.layer.initial_state(batch * self.dilation)
@@ -159,7 +174,8 @@ class DilatedLayer(nn.Module):
         """Each lane as a row of its own: inputs [B,lanes,T,D] -> outputs [B,lanes,T,H], state [B,lanes,H]."""
         rows = inputs.shape[:2]
         state = {name: value.flatten(0, 1) for name, value in state.items()}
-        outputs, state = self.layer(inputs.flatten(0, 1), state, weight_hidden)
+        weight = () if weight_hidden is None else (weight_hidden,)
+        outputs, state = self.layer(inputs.flatten(0, 1), state, *weight)
         return outputs.unflatten(0, rows), {name: value.unflatten(0, rows) for name, value in state.items()}
 
 
@@ -193,14 +209,18 @@ class Model(LanguageModel):
         outputs = inputs
         after: State = {}
         for number, layer in enumerate(self.layers):
-            weight = self.weight_dropout(layer.weight_hidden)
-            outputs, layer_state = layer(inputs, part_of(state, number), weight)  # [B,T,H]
+            weight = (self.weight_dropout(layer.weight_hidden),) if self.config.cell in CELLS else ()
+            outputs, layer_state = layer(inputs, part_of(state, number), *weight)  # [B,T,H]
             if self.config.residual and number > 0:
                 outputs = outputs + inputs
             inputs = self.between_dropout(outputs) if number + 1 < self.config.layers else outputs
             after |= numbered(number, layer_state)
         hidden = self.output_dropout(outputs)  # [B,T,H]
-        return LanguageModelOutput(hidden, after, self.penalties(outputs, hidden))
+        penalties = self.penalties(outputs, hidden)
+        if self.training and self.config.ponder_cost:
+            spent = [after[name] - state[name] for name in after if name.endswith(".ponder")]
+            penalties["ponder"] = self.config.ponder_cost * torch.stack(spent).sum(0).mean() / tokens.shape[1]
+        return LanguageModelOutput(hidden, after, penalties)
 
     def penalties(self, outputs: Tensor, dropped: Tensor) -> dict[str, Tensor]:
         """Merity et al.'s activation (AR) and temporal (TAR) penalties of the last layer's output [B,T,H]."""

@@ -1,0 +1,8 @@
+"""Mean squared error: summed squared errors / numbers predicted."""
+
+from __future__ import annotations
+
+from unroll.metrics._sequences import sequence_ratio
+
+lower_is_better = True
+statistics, score, compute = sequence_ratio("loss", "predictions", "squared")
