@@ -55,8 +55,10 @@ start_ray() {                                   # start_ray NODE ARGUMENTS...: R
     steps+=($!)
 }
 
+# Ray's own client has a port of its own, if it is installed at all (ray[client]).
+client=$(python -c 'import importlib.util; print("--ray-client-server-port" if importlib.util.find_spec("grpc") else "")')
 start_ray "$head" --head --node-ip-address "$ip" --port "$port" --dashboard-host 127.0.0.1 \
-    --dashboard-port $((port + 1)) --ray-client-server-port $((port + 2))
+    --dashboard-port $((port + 1)) ${client:+"$client" $((port + 2))}
 export RAY_ADDRESS=$ip:$port
 for _ in $(seq 120); do
     ray health-check --address "$RAY_ADDRESS" >/dev/null 2>&1 && break

@@ -219,11 +219,25 @@ def submit(
 
 
 @app.command()
-def doctor() -> None:
-    """Check versions, threads, Java, GPU, Ray, MLflow, disk and data."""
-    from unroll.doctor import print_checks
+def doctor(
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="the cluster of a profile instead of this machine")
+    ] = False,
+    profile: Annotated[
+        str, typer.Option(envvar="UNROLL_PROFILE", help="with --cluster: cluster/profiles.yaml")
+    ] = "cluster",
+) -> None:
+    """Check versions, threads, Java, GPU, Ray, MLflow, disk and data; or every node of a cluster."""
+    from unroll.doctor import checks, print_checks
 
-    if not print_checks(project_root()):
+    root = project_root()
+    if cluster:
+        from unroll.doctor_cluster import cluster_checks
+
+        found = cluster_checks(root, profile)
+    else:
+        found = checks(root)
+    if not print_checks(found):
         raise typer.Exit(1)
 
 

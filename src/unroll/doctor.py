@@ -12,7 +12,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -57,9 +57,8 @@ def checks(root: Path) -> list[Check]:
     return [check for part in parts for check in part()]
 
 
-def print_checks(root: Path) -> bool:
-    """Print every check as a table. Returns whether nothing must be changed."""
-    found = checks(root)
+def print_checks(found: Sequence[Check]) -> bool:
+    """Print checks as a table. Returns whether nothing must be changed."""
     widths = [max(len(value) for value in column) for column in zip(*((c.name, c.found) for c in found), strict=True)]
     for check in found:
         mark = "ok " if check.ok else "BAD"
@@ -150,13 +149,13 @@ def _tracker(root: Path) -> Check:
     """Whether the MLflow store answers; a dead one costs training nothing, so it is no error."""
     uri = tracking_uri(root)
     try:
-        state, advice = _store_state(uri), ""
+        state, advice = store_state(uri), ""
     except (OSError, sqlite3.Error, ValueError) as error:
         state, advice = f"not reached ({error})", "runs keep their journal; `unroll track` sends it later"
     return Check("MLflow store", f"{without_passwords(uri)}: {state}", "", True, advice)
 
 
-def _store_state(uri: str) -> str:
+def store_state(uri: str) -> str:
     """One or two words; raises OSError, sqlite3.Error or ValueError if the store cannot be used."""
     if uri.startswith("sqlite:///"):
         path = Path(uri.removeprefix("sqlite:///"))

@@ -299,26 +299,27 @@ class Losing(Processes):
 
     retries = 2
 
-    def __init__(self, losses: int) -> None:
+    def __init__(self, losses: int, saved: bool = False) -> None:
         super().__init__()
-        self.losses = losses
+        self.losses, self.saved = losses, saved
 
     def wait(self, seconds: float) -> list[Ended]:
         if self.losses and self.groups:
             self.losses -= 1
             stage, group = self.groups.popitem()
             stop([group], signal.SIGKILL)
-            return [Ended(stage, None, "its machine was lost")]
+            return [Ended(stage, None, "its machine was lost", self.saved)]
         return super().wait(seconds)
 
 
-@pytest.mark.parametrize(("losses", "code"), [(2, 0), (3, 1)])
+@pytest.mark.parametrize(("losses", "saved", "code"), [(2, False, 0), (3, False, 1), (3, True, 0)])
 def test_a_stage_whose_machine_was_lost_runs_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, losses: int, code: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, losses: int, saved: bool, code: int
 ) -> None:
+    """As often as its profile says; a stage that saved because its machine goes is not counted."""
     stages = {"slow": {"cmd": "sleep 0.5; echo x > out", "outs": ["out"]}}
     monkeypatch.chdir(write_project(tmp_path, yaml.safe_dump({"stages": stages})))
-    monkeypatch.setattr(schedule, "_runner", lambda *_: Losing(losses))
+    monkeypatch.setattr(schedule, "_runner", lambda *_: Losing(losses, saved))
     assert repro([]) == code
     assert (tmp_path / "out").exists() == (code == 0)
 

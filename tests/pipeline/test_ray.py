@@ -1,5 +1,6 @@
 """A real Ray worker group: two workers give the losses of one, and a killed worker costs nothing but time."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -35,6 +36,19 @@ def start(root: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log, text=True)
 
 
+def addresses_until_done(driver: subprocess.Popen[str]) -> set[str]:
+    """On which addresses the driver, Ray and the workers listened while they ran."""
+    found: set[str] = set()
+    deadline = time.monotonic() + 240
+    while driver.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(psutil.Error):
+            pids = {driver.pid, *(child.pid for child in psutil.Process(driver.pid).children(recursive=True))}
+            connections = psutil.net_connections("tcp")
+            found |= {c.laddr.ip.removeprefix("::ffff:") for c in connections if c.status == "LISTEN" and c.pid in pids}
+        time.sleep(0.2)
+    return found
+
+
 def losses(root: Path) -> list[float]:
     return [point.value for point in history(root / "histories" / "small" / "seed-1")["train/loss"]]
 
@@ -45,7 +59,9 @@ def test_two_ray_workers_give_the_losses_of_one(tmp_path: Path) -> None:
     project(tmp_path / "two", train=TRAIN)
     process = start(tmp_path / "two")
     log = tmp_path / "two" / "log"
+    listening = addresses_until_done(process)
     assert process.wait(timeout=240) == 0, log.read_text()
+    assert listening == {"127.0.0.1"}, "somebody outside could reach a run on one machine"
     assert "actor state" not in log.read_text()  # Ray's cleaner, which warns each second without a dashboard
     assert "Traceback" not in log.read_text()
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)

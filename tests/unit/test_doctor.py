@@ -36,7 +36,7 @@ def find(root: Path, name: str) -> Check:
 
 
 def test_a_machine_that_runs_these_tests_is_ready(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert print_checks(root)
+    assert print_checks(checks(root))
     told = capsys.readouterr().out
     for name in ("Python", "torch", "ray", "mlflow", "threads", "bf16 processor", "GPU", "Java", "free disk", "mirror"):
         assert name in told
@@ -59,7 +59,7 @@ def test_versions_outside_the_bounds_are_named_with_the_reason(
 ) -> None:
     real = metadata.version
     monkeypatch.setattr(metadata, "version", lambda asked: version if asked == name else real(asked))
-    assert print_checks(root) == ok
+    assert print_checks(checks(root)) == ok
     line = next(line for line in capsys.readouterr().out.splitlines() if f" {name} " in line)
     assert version in line
     assert ("CVE" in line) == (not ok)
@@ -118,4 +118,4 @@ def test_a_missing_java_is_advice_and_a_missing_git_is_bad(root: Path, monkeypat
 def test_nothing_heavy_is_imported(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ray", "mlflow", "dvc", "webdataset", "tokenizers"):
         monkeypatch.setitem(sys.modules, name, None)  # an import would raise
-    assert print_checks(root)
+    assert print_checks(checks(root))

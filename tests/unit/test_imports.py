@@ -31,6 +31,7 @@ ALLOWED = {
         "config",
         "journal",
         "memory",
+        "notice",
         "progress",
         "layers",
         "data",
@@ -38,6 +39,7 @@ ALLOWED = {
         "dependencies",
     },
     "dependencies": {"errors", "files", "config"},
+    "notice": {"errors"},
     "memory": set(),
     "pictures": {"errors", "config", "data", "metrics"},
     "report": {"errors", "config", "files", "metrics"},
@@ -47,7 +49,7 @@ ALLOWED = {
     "tracking": {"errors", "config", "files", "journal", "progress"},
 }
 HEAVY = {
-    "ray": {"training/launch.py", "doctor.py", "submit.py"},
+    "ray": {"training/launch.py", "doctor.py", "doctor_cluster.py", "submit.py"},
     "mlflow": {"tracking.py", "doctor.py"},
     "dvc": {"repro/pipeline.py"},
 }

@@ -26,11 +26,12 @@ KILL_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Ended:
-    """A stage whose command has ended. `code` None: the machine was lost, or asked the stage to leave it."""
+    """A stage whose command has ended. `code` None: the machine was lost, or (`saved`) asked the stage to leave it."""
 
     stage: str
     code: int | None
     reason: str = ""
+    saved: bool = False
 
 
 class Runner(Protocol):

@@ -76,7 +76,7 @@ class RayTasks:
         except errors.RayError as error:
             return Ended(stage, None, f"its machine was lost ({type(error).__name__})")
         if code == LEAVE:
-            return Ended(stage, None, "it saved and left its machine")
+            return Ended(stage, None, "it saved and left its machine", saved=True)
         return Ended(stage, code, reason(code))
 
 

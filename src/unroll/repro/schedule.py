@@ -142,8 +142,8 @@ class Schedule:
     def _end(self, ended: Ended) -> None:
         name = ended.stage
         self.running.pop(name, None)
-        if ended.code is None and self.losses[name] < self.runner.retries and not self.asked:
-            self.losses[name] += 1
+        if ended.code is None and not self.asked and (ended.saved or self.losses[name] < self.runner.retries):
+            self.losses[name] += not ended.saved
             self.pipeline.release(name)
             self.waiting.add(name)
             self.shown.end(name, State.WAITING, ended.reason)

@@ -3,30 +3,44 @@
 The only file that imports ray. Checkpoints stay in the run's folder (shared storage on a cluster) and the newest valid
 one is found there after any failure: Ray offers only those its controller had registered, and `ray.train.report` would
 block each time for its poll (measured: 2 s), so it is not called. The result comes back as the function's return value.
+
+What ends a group, and what then happens:
+    a worker or its node dies          Ray makes a new group; counted (`max_failures`)
+    a worker hangs                     sums and health checks time out after `hang_seconds`; as above
+    a node is to be taken away         all save at the same step, a new group goes on elsewhere; not counted
+    SIGTERM or a notice here           all save at the same step, the command ends with exit code 75
+    the driver dies                    its workers end with it; the same command goes on from the newest checkpoint
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
+import time
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from pydantic import Field
 
 from unroll.config import Recipe, Strict, check, load_recipe, nearest, read_yaml
 from unroll.errors import UserError
+from unroll.notice import POLL_SECONDS, on_notice, signal_number
 from unroll.training.context import WorkerContext
 from unroll.training.runs import Place, default_device, train_one
 
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -34,6 +48,17 @@ SETTINGS = {
 
 LOCAL_SETTINGS = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 """Nobody drains the nodes of a cluster that this process started, and the watcher greets with an error of its own."""
+
+LOCALHOST = "127.0.0.1"
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+"""Workers on one machine talk through its loopback: nobody outside can reach them."""
+
+
+HANG_SECONDS = {False: 20, True: 300}
+"""How long a sum may take before its group is given up, without and with GPUs, where the first steps compile."""
+RESERVED_SECONDS = 60
+RESIZE_SECONDS = 10.0
+"""How often an elastic group looks whether the cluster has room for more workers."""
 
 
 class Profile(Strict):
@@ -43,6 +68,10 @@ class Profile(Strict):
     gpu: bool = False
     cpus_per_worker: int = 1
     max_failures: int = 2
+    hang_seconds: int | None = Field(default=None, ge=5)
+    notice_file: str = ""
+    notice_signal: str = ""
+    notice_seconds: int = Field(default=120, ge=1)
     address: str = "local"
     environment: dict[str, str] = Field(default_factory=dict)
 
@@ -60,6 +89,8 @@ def load_profile(root: Path, name: str) -> Profile:
         raise UserError(
             f"{path}: profiles.{name}.workers: found {profile.workers!r}, allowed: a number, [min, max], auto"
         )
+    if profile.notice_signal:
+        signal_number(profile.notice_signal)
     return profile
 
 
@@ -84,23 +115,46 @@ def launch(recipe: Recipe, seed: int, place: Place, profile: Profile) -> dict[st
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     workers = worker_count(profile)
     config = {"recipe": recipe.name, "seed": seed, "root": str(place.root.resolve())}
-    resources = {"CPU": profile.cpus_per_worker}
-    scaling = train.ScalingConfig(num_workers=workers, use_gpu=profile.gpu, resources_per_worker=resources)
-    settings: dict[str, Any] = {"train_loop_config": config, "scaling_config": scaling}
+    settings: dict[str, Any] = {"train_loop_config": config, "scaling_config": _scaling(train, profile, workers)}
+    torch_backend: Any = import_module("ray.train.torch")
+    trainer = torch_backend.TorchTrainer
     if workers != 0:
-        start_ray(profile)
+        hang = profile.hang_seconds or HANG_SECONDS[profile.gpu]
+        os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(hang)
+        own = profile.address == "local"
+        settings["torch_config"] = (_local_config if own else torch_backend.TorchConfig)(timeout_s=hang)
         settings["run_config"] = train.RunConfig(
             name=f"{place.run(recipe, seed).parent.name}-seed-{seed}",
             storage_path=str((place.root / "runs" / ".ray").resolve()),
             failure_config=train.FailureConfig(max_failures=profile.max_failures),
-            worker_runtime_env={"env_vars": {**SETTINGS, **profile.environment}},
+            worker_runtime_env={"env_vars": {**SETTINGS, **(LOOPBACK if own else {}), **profile.environment}},
         )
-    trainer: Any = import_module("ray.train.torch").TorchTrainer
+        if not own:
+            config |= {"notice_file": profile.notice_file, "notice_seconds": str(profile.notice_seconds)}
     if profile.address == "local":
         os.environ.update({name: value for name, value in LOCAL_SETTINGS.items() if name not in os.environ})
-        trainer = _without_cleaner(trainer)
-    with _forward_sigterm(place.run(recipe, seed) / "stop"):
-        return _raise_outcome(_fit(trainer(_worker if workers else _in_process, **settings)))
+    if workers != 0:
+        trainer = _adjusted(trainer, dashboard=start_ray(profile))
+    stop_file = place.run(recipe, seed) / "stop"
+    with on_notice(lambda: _ask_to_stop(stop_file), profile.notice_file, profile.notice_signal):
+        while True:
+            outcome = _fit(trainer(_worker if workers else _in_process, **settings))
+            if "moved" not in outcome:
+                return _raise_outcome(outcome)
+            print(f"{outcome['moved']}; a machine is to be taken away, the others go on", flush=True)
+
+
+def _scaling(train: Any, profile: Profile, workers: int | tuple[int, int]) -> Any:
+    """Ray's description of the group."""
+    elastic = {} if isinstance(workers, int) else {"elastic_resize_monitor_interval_s": RESIZE_SECONDS}
+    resources = {"CPU": profile.cpus_per_worker}
+    return train.ScalingConfig(num_workers=workers, use_gpu=profile.gpu, resources_per_worker=resources, **elastic)
+
+
+def _ask_to_stop(stop_file: Path) -> None:
+    """Tell the workers, through the file that they watch."""
+    stop_file.parent.mkdir(parents=True, exist_ok=True)
+    stop_file.touch()
 
 
 def _fit(trainer: Any) -> dict[str, Any]:
@@ -116,52 +170,96 @@ def _fit(trainer: Any) -> dict[str, Any]:
     return outcome
 
 
-def _without_cleaner(trainer: Any) -> Any:
-    """The trainer without Ray's placement group cleaner, an actor that outlives the controller to free its resources.
+def _adjusted(trainer: Any, dashboard: bool) -> Any:
+    """The trainer with changes that Ray has no settings for, made where its controller runs.
 
-    A local cluster ends with this process, so there is nothing to free. The cleaner would ask the dashboard, which is
-    off, for the controller's state each second, warn each second that nobody answers, and end in a trace.
+    - The group's end waits 5 s, not 30 s, for workers that do not answer: they may be hung or lost.
+    - What an elastic group reserves expires after a minute, not three, if nobody renews it: the reservation of a driver
+      that was killed would keep its successor waiting. Ray renews it every 20 s.
+    - Without a dashboard no placement group cleaner, an actor that outlives the controller to free its resources. It
+      would ask the dashboard for the controller's state each second, warn each second that nobody answers, and end in a
+      trace. What it would free, Ray frees when the driver ends.
     """
+    base: Any = import_module("ray.train.v2._internal.execution.callback").ControllerCallback
+
+    class Settings(base):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
+            policy = "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client"
+            import_module(policy).AUTOSCALING_REQUESTS_EXPIRE_TIME_S = RESERVED_SECONDS  # type: ignore[attr-defined]
 
     class Trainer(trainer):
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
-            return [c for c in callbacks if type(c).__name__ != "PlacementGroupCleanerCallback"]
+            unwanted = () if dashboard else ("PlacementGroupCleanerCallback",)
+            return [*(c for c in callbacks if type(c).__name__ not in unwanted), Settings()]
 
     return Trainer
 
 
-def start_ray(profile: Profile) -> None:
-    """Raises UserError when the cluster of the profile is not there."""
+def _local_config(timeout_s: int) -> Any:
+    """Ray's set-up of torch.distributed for workers of one machine: they find each other through a file.
+
+    Otherwise the first worker would open a store that listens on every address and asks nobody who he is.
+    """
+    config: Any = import_module("ray.train.torch.config")
+
+    class Backend(config._TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            import ray
+
+            meeting = Path(tempfile.mkdtemp(prefix="unroll-group-")) / "store"
+            options = {"init_method": f"file://{meeting}", "timeout_s": backend_config.timeout_s}
+            options["backend"] = "nccl" if worker_group.get_resources_per_worker().get("GPU") else "gloo"
+            worker_group.execute(config._set_torch_distributed_env_vars)
+            join, size = config._setup_torch_process_group, len(worker_group)
+            ray.get(
+                [
+                    worker_group.execute_single_async(rank, join, world_rank=rank, world_size=size, **options)
+                    for rank in range(size)
+                ]
+            )
+
+    class Config(config.TorchConfig):
+        @property
+        def backend_cls(self) -> Any:
+            return Backend
+
+    return Config(timeout_s=timeout_s)
+
+
+def start_ray(profile: Profile) -> bool:
+    """Join the cluster of the profile; returns whether it has a dashboard.
+
+    A cluster of one's own listens on 127.0.0.1 alone. Ray would take the machine's address instead, even if told to take
+    this one (it replaces 127.0.0.1 on Linux), hence the patch.
+
+    Raises:
+        UserError: it is not there.
+    """
     import ray
 
-    if ray.is_initialized():
-        return
+    own: dict[str, Any] = (
+        {"_node_ip_address": LOCALHOST} if profile.address == "local" and not ray.is_initialized() else {}
+    )
+    resolve = patch("ray._private.services.resolve_ip_for_localhost", lambda host: host) if own else nullcontext()
     try:
-        ray.init(address=profile.address, include_dashboard=False)
+        _knock(profile.address)
+        with resolve:
+            context = ray.init(address=profile.address, include_dashboard=False, ignore_reinit_error=True, **own)
     except Exception as error:  # Ray raises bare Exceptions here
         reason = str(error).splitlines()[0]
         raise UserError(f"Ray did not start (address {profile.address!r}): {reason}") from error
+    return bool(context.dashboard_url)
 
 
-class _forward_sigterm:
-    """Turn SIGTERM on the driver into the stop file that the workers watch."""
-
-    def __init__(self, stop_file: Path) -> None:
-        self.stop_file = stop_file
-
-    def __enter__(self) -> None:
-        self.main = threading.current_thread() is threading.main_thread()
-        if self.main:
-            self.before = signal.signal(signal.SIGTERM, self.ask)
-
-    def ask(self, signum: int, frame: FrameType | None) -> None:
-        self.stop_file.parent.mkdir(parents=True, exist_ok=True)
-        self.stop_file.touch()
-
-    def __exit__(self, *error: object) -> None:
-        if self.main:
-            signal.signal(signal.SIGTERM, self.before)
+def _knock(address: str) -> None:
+    """Whether anybody is there: Ray itself would go on asking for minutes. Raises OSError."""
+    given = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    host, _, port = given.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=10):
+            return
 
 
 def _in_process(config: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +274,42 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
     context = ray.train.get_context()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    return _run(config, WorkerContext(context.get_world_rank(), context.get_world_size(), get_device()))
+    worker = WorkerContext(context.get_world_rank(), context.get_world_size(), get_device())
+    if "notice_file" in config:
+        threading.Thread(target=_watch_machines, args=(worker, config), name="unroll-machines", daemon=True).start()
+    return _run(config, worker)
+
+
+def _watch_machines(context: WorkerContext, config: dict[str, Any]) -> None:
+    """Ask for a stop as soon as a machine of the group is to be taken away, by Ray's word or by a notice file.
+
+    A notice file is passed on to Ray, which starts nothing more on that machine and tells the other workers.
+    """
+    import ray.train
+
+    file = Path(config["notice_file"]) if config["notice_file"] else None
+    while True:
+        time.sleep(max(POLL_SECONDS, context.size / 100))  # all workers ask one actor
+        if file is not None and file.exists():
+            file = None
+            _give_up_machine(config["notice_seconds"])
+        if ray.train.get_preemption_info() is not None:
+            context.stop_signal = True
+            return
+
+
+def _give_up_machine(seconds: str) -> None:
+    """Tell Ray that this machine goes in so many seconds."""
+    import ray
+
+    context = ray.get_runtime_context()
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--node-id", context.get_node_id()]
+    command += ["--address", context.gcs_address, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    command += ["--reason-message", "notice file", "--deadline-remaining-seconds", seconds]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
+        print(f"the machine's notice could not be passed on to Ray: {lines[-1]}", flush=True)
 
 
 def _run(config: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
@@ -194,7 +327,8 @@ def _run(config: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
             raise  # the other workers may be waiting in a sum: only the end of this one frees them
         return {"user_error": str(error)}
     except Preempted as error:
-        return {"preempted": str(error)}
+        moved = "notice_file" in config and not context.stop_file.exists()
+        return {"moved" if moved else "preempted": str(error)}
 
 
 def _raise_outcome(outcome: dict[str, Any]) -> dict[str, Any]:
