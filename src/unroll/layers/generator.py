@@ -91,6 +91,36 @@ class ConditionalGenerator(nn.Module):
         return 2 * sum(weight.numel() for weight in weights.values())
 
 
+class Recital(nn.Module):
+    """Says a text that is known: to decoding it is a model that gives every next token the probability 1.
+
+    Base of the systems that choose one of several given texts, so that they are decoded and scored like all others.
+    """
+
+    reads: str
+
+    def __init__(self, vocabulary: dict[str, int]) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary["target"]
+
+    def memory(self, texts: Tensor) -> State:
+        """Of `texts` [B,T], the tokens closed by EOS, -1 after it."""
+        places = torch.ones(len(texts), 1, dtype=torch.bool, device=texts.device)
+        return {"values": places[..., None].float(), "mask": places, "texts": texts}
+
+    def initial_state(self, memory: State) -> State:
+        """{"text" [B,T], "place" [B]}."""
+        return {"text": memory["texts"], "place": torch.zeros_like(memory["texts"][:, 0])}
+
+    def step(self, tokens: Tensor, memory: State, state: State) -> tuple[Tensor, State, None]:
+        """The next token of the text, whatever was said before; EOS after its end."""
+        text, place = state["text"], state["place"][:, None]  # [N,T] [N,1]
+        following = text.gather(1, place.clamp(max=text.shape[1] - 1))  # [N,1]
+        following = torch.where((following < 0) | (place >= text.shape[1]), eos(self.vocabulary), following)
+        certain = torch.full((len(tokens), self.vocabulary), -torch.inf, device=tokens.device)
+        return certain.scatter(1, following, 0.0), {**state, "place": state["place"] + 1}, None
+
+
 def read_memory(
     attention: nn.Module, queries: Tensor, memory: State, coverage: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

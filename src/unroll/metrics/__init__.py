@@ -20,8 +20,13 @@ import numpy as np
 from pydantic import Field
 
 from unroll.config import Strict
+from unroll.errors import UserError
 
 ScoreOfSums = Callable[[np.ndarray], np.ndarray]  # sums [...,k] -> scores [...]
+
+
+class Unavailable(UserError):
+    """This score cannot be computed on this machine; the others are, and the line says what is missing."""
 
 
 @dataclass(frozen=True)

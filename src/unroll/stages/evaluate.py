@@ -13,7 +13,7 @@ from unroll.config import Recipe, load_part, load_recipe, nearest
 from unroll.errors import UserError
 from unroll.files import new_folder
 from unroll.journal import Journal, history
-from unroll.metrics import Score, ScoreOfSums, Statistics
+from unroll.metrics import Score, ScoreOfSums, Statistics, Unavailable
 from unroll.metrics._breakdown import by_length, examples
 from unroll.metrics._predictions import SENTENCES, Sentence, read_sentences
 from unroll.pictures import draw_all
@@ -36,8 +36,8 @@ def evaluate(root: Path, name: str, tiny: bool = False, track: bool = True) -> P
     """
     recipe, place = load_recipe(root, name, tiny=tiny), Place(root)
     name = recipe.name
-    names = _metrics(recipe)
-    scores = {metric: _scores(recipe, place, metric) for metric in names}
+    scores = _available(recipe, place)
+    names = list(scores)
     first = recipe.seeds[0]
     result = {
         "recipe": name,
@@ -78,6 +78,24 @@ def _metrics(recipe: Recipe) -> list[str]:
     if not isinstance(test_set, str):
         raise UserError(f"{place}.test_set: {test_set!r} found, a name such as multi30k-de-en/test is expected")
     return list(names)
+
+
+def _available(recipe: Recipe, place: Place) -> dict[str, list[Score]]:
+    """The scores of every seed by each metric; those that need what is not on this machine are named and left out.
+
+    Raises:
+        UserError: there is not one that can be computed.
+    """
+    scores, missing = {}, []
+    for metric in _metrics(recipe):
+        try:
+            scores[metric] = _scores(recipe, place, metric)
+        except Unavailable as error:
+            missing.append(str(error))
+            print(f"left out: {error}", flush=True)
+    if not scores:
+        raise UserError(f"recipes.{recipe.name}.evaluate.metrics: none can be computed here: {'; '.join(missing)}")
+    return scores
 
 
 def _scores(recipe: Recipe, place: Place, metric: str) -> list[Score]:

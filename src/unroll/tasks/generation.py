@@ -128,12 +128,13 @@ class GenerationTask:
             fixed = model.encode(tensors)
             found, baseline = candidates(model, fixed, options)  # [B*K,T], [B,T] or none
         model.train()
-        costs = self.costs(found, tensors["targets"])  # [B,K]
-        baseline = None if baseline is None else self.costs(baseline, tensors["targets"])  # [B,1]
+        sources = len(memory["mask"])
+        costs = self.costs(found, tensors["targets"], sources)  # [B,K]
+        baseline = None if baseline is None else self.costs(baseline, tensors["targets"], sources)  # [B,1]
         losses = sequence_loss(candidate_scores(model, memory, found), costs, options, baseline)  # [B]
         return (losses * (tensors["targets"] >= 0).view(len(losses), -1).sum(1)).sum()
 
-    def costs(self, candidates: Tensor, targets: Tensor) -> Tensor:
+    def costs(self, candidates: Tensor, targets: Tensor, sources: int) -> Tensor:
         """What candidates [B*K,T] of B sources are worth, given all their targets [B*K',T']: [B,K], lower is better."""
         raise NotImplementedError
 

@@ -124,7 +124,7 @@ class Task(GenerationTask):
             raise UserError(f"{place}.epochs: with subword_dropout every epoch has other batches; state steps instead")
         return super().total_steps(seed)
 
-    def costs(self, candidates: Tensor, targets: Tensor) -> Tensor:
+    def costs(self, candidates: Tensor, targets: Tensor, sources: int) -> Tensor:
         """1 - BLEU (add-one smoothed, Lin & Och 2004) of candidates [B*K,T] against targets [B,T'], as texts: [B,K]."""
         from sacrebleu import BLEU
 

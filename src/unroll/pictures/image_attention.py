@@ -1,0 +1,60 @@
+"""Where a model looked at an image for each word: the image once, then once a word with the rest of it darkened.
+
+data: {"files": [image beside the predictions], "words": [word], "weights": [[weight of each region, row by row]],
+"reference"}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from unroll.errors import UserError
+from unroll.pictures._photos import photo, show, wrapped
+
+ACROSS, MOST = 6, 60
+
+
+def draw(data: dict[str, Any], folder: Path, out: Path) -> None:
+    """Write the PNG.
+
+    Raises:
+        UserError: words and weights that do not belong together, regions that are no square grid, no image.
+    """
+    draw_pixels(photo(folder, data["files"][0]), data["words"], data["weights"], data.get("reference", ""), out)
+
+
+def draw_pixels(pixels: np.ndarray, words: list[str], weights: Any, reference: str, out: Path) -> None:
+    """The same of an image uint8 [H,W,3] at hand."""
+    table = np.asarray(weights, dtype=np.float64)  # [T,P]
+    side = round(table.shape[1] ** 0.5) if table.ndim == 2 else 0
+    if len(table) != len(words) or side * side != table.shape[-1] or not 0 < len(words) <= MOST:
+        raise UserError(f"found {len(words)} words and weights of shape {table.shape}, [words, side x side] is drawn")
+    count = len(words) + 1
+    across = min(ACROSS, count)
+    down = -(-count // across)
+    figure = Figure(figsize=(1.8 * across, 2.1 * down + 0.3), dpi=100, layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False)
+    for ax in axes.flat[count:]:
+        ax.set_axis_off()
+    show(axes.flat[0], pixels)
+    axes.flat[0].set_title("the picture", fontsize=9, color="#666666")
+    for ax, word, row in zip(axes.flat[1:], words, table, strict=False):
+        show(ax, lit(pixels, row.reshape(side, side)))
+        ax.set_title(wrapped(word, 20, 1), fontsize=11)
+    if reference:
+        figure.supxlabel(f"a person: {wrapped(reference, 110)}", fontsize=9, color="#666666")
+    figure.savefig(out, format="png", metadata={"Software": None})
+
+
+def lit(pixels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The picture as bright as the weights [h,w] over their largest one say, a quarter where they are 0."""
+    height, width = pixels.shape[:2]
+    levels = Image.fromarray((255 * weights / max(weights.max(), 1e-12)).astype(np.uint8))
+    shares = np.asarray(levels.resize((width, height), Image.Resampling.BICUBIC), np.float64) / 255
+    brightness = 0.25 + 0.75 * shares.clip(0, 1)[..., None]
+    return (pixels * brightness).astype(np.uint8)
