@@ -27,7 +27,7 @@ def draw(data: dict[str, Any], folder: Path, out: Path) -> None:
         raise UserError(f"found {len(items)} captions, 1 to {MOST} can be drawn")
     across = min(ACROSS, len(items))
     down = -(-len(items) // across)
-    figure = Figure(figsize=(2.7 * across, 3.3 * down), dpi=100, layout="constrained")
+    figure = Figure(figsize=(2.7 * across, 3.6 * down), dpi=100, layout="constrained")
     axes = figure.subplots(down, across, squeeze=False)
     for ax in axes.flat[len(items) :]:
         ax.set_axis_off()
@@ -35,5 +35,5 @@ def draw(data: dict[str, Any], folder: Path, out: Path) -> None:
         show(ax, photo(folder, item["file"]))
         ax.set_title(f"{wrapped(item['caption'], 34) or '(nothing)'}", fontsize=9)
         below = f"{wrapped(item['reference'], 36)}\nCIDEr-D {item['score']:.2f}"
-        ax.text(0.5, -0.03, below, fontsize=8, color="#666666", ha="center", va="top", transform=ax.transAxes)
+        ax.set_xlabel(below, fontsize=8, color="#666666")
     figure.savefig(out, format="png", metadata={"Software": None})
