@@ -170,6 +170,20 @@ def translate(
 
 
 @app.command()
+def ask(
+    recipe: Name,
+    story: Annotated[Path, typer.Argument(help="a text file: one fact a sentence")],
+    questions: Annotated[list[str], typer.Argument(help='such as "Where is the ring?"')],
+    picture: Annotated[Path | None, typer.Option(help="draw the attention of each hop over the facts: a PNG")] = None,
+    facts: Annotated[int, typer.Option(min=1, help="facts to show for each hop")] = 3,
+) -> None:
+    """Answer questions about a story with a trained recipe, and show the facts that it attended to."""
+    from unroll.stages.ask import ask as stage
+
+    stage(project_root(), recipe, story, questions, picture, facts)
+
+
+@app.command()
 def repro(
     targets: Annotated[list[str] | None, typer.Argument(help="stages of dvc.yaml; none: all of them")] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="stages at a time, 1 unless given")] = None,

@@ -1,0 +1,124 @@
+"""End-to-end memory network (Sukhbaatar et al. 2015, arXiv:1503.08895).
+
+With facts x_1 .. x_F, question q, hop k of K, all embeddings matrices over bags of words:
+
+    m_i = sum_j l_j * A_k x_ij + T_k(age i)       what hop k compares the question with
+    c_i = sum_j l_j * C_k x_ij + T'_k(age i)      what it reads
+    u_1 = sum_j l_j * B q_j
+    p_i = softmax(u_k . m_i)       o = sum_i p_i c_i       (linear start: without the softmax)
+    u_{k+1} = u_k + o              adjacent:  A_{k+1} = C_k, B = A_1
+    u_{k+1} = H u_k + o            layer-wise (as in an RNN):  the same A and C in every hop
+    scores = W u_{K+1}
+
+Position encoding: l_kj = (1 - j/J) - (k/D)(1 - 2j/J) for word j of J and component k of D, both from 1. This is
+a_j + (k/D) b_j, so that a fact is two weighted bags of words, a matrix product with all embeddings at once.
+Temporal encoding: a learnt vector for each age; what is older than `memory` facts is not read.
+
+Deliberate differences: the answers of bAbI are no words (`apple,milk` is one of them), so W is a matrix of its own and
+not C_K transposed; `gate` puts a nonlinearity between hops, u + ReLU(...) as in the language model of the paper, where
+half of the units are rectified; weights start normal with deviation `start` (0.1 in the paper).
+
+Number to reach on bAbI 10k: mean error 4.2 % (best of ten runs per task, as reported by Henaff et al. 2017).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from unroll.config import Strict
+from unroll.layers.dropout import Dropout
+from unroll.layers.stories import (
+    ENTITIES,
+    Answer,
+    AnswerLayer,
+    StoryModel,
+    ages,
+    at_least_float32,
+    facts_told,
+    weighted_words,
+)
+
+
+class Config(Strict):
+    """hops K, width D, tying of the embeddings over hops, memory: facts that are read at most; positions: whether the
+    order of words counts; rectified: share of the units of u that a ReLU acts on between hops; dropout of u."""
+
+    hops: int = Field(3, ge=1)
+    width: int = Field(50, ge=1)
+    tying: Literal["adjacent", "layer_wise"] = "adjacent"
+    positions: bool = True
+    memory: int = Field(50, ge=1)
+    rectified: float = Field(0.0, ge=0.0, le=1.0)
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    start: float = Field(0.1, gt=0.0)
+
+
+TINY = [
+    {"hops": 2, "width": 6, "memory": 8},
+    {"hops": 3, "width": 5, "tying": "layer_wise", "positions": False, "memory": 8},
+    {"hops": 2, "width": 6, "memory": 3, "rectified": 0.5, "dropout": 0.1},
+]
+"""Small configurations, at least one for each option: what the contract tests build."""
+
+
+class Model(StoryModel):
+    """See the head of this file."""
+
+    def __init__(self, config: Config, vocabulary: dict[str, int]) -> None:
+        super().__init__()
+        self.config, self.words = config, vocabulary["words"]
+        adjacent, width = config.tying == "adjacent", config.width
+        self.tables = config.hops + 1 if adjacent else 2
+        # Adjacent: hop k compares with table k and reads table k + 1. Layer-wise: with table 0 and table 1 always.
+        self.embedding = nn.Parameter(torch.randn(self.words, self.tables, width) * config.start)  # [V,tables,D]
+        self.times = nn.Parameter(torch.randn(config.memory, self.tables, width) * config.start)  # [memory,tables,D]
+        self.embed_question = None if adjacent else nn.Parameter(torch.randn(self.words, width) * config.start)
+        self.between = None if adjacent else nn.Linear(width, width, bias=False)  # H
+        self.dropout = Dropout(config.dropout)
+        self.output = AnswerLayer(width, vocabulary, width)
+
+    def forward(self, inputs: Mapping[str, Tensor], linear: bool = False) -> Answer:
+        """`linear`: attention without its softmax."""
+        facts, question = inputs["facts"], inputs["question"]  # [B,F,W] [B,Q]
+        age = ages(facts)  # [B,F]
+        told = facts_told(facts) & (age < self.config.memory)
+        places = self._embedded(facts, self.embedding.flatten(1)).unflatten(-1, (self.tables, -1))  # [B,F,tables,D]
+        memory = places + self.times[age.clamp_max(self.config.memory - 1)]
+        first = self.embedding[:, 0] if self.embed_question is None else self.embed_question
+        state = self._embedded(question, first)  # [B,D]
+        attention = []
+        for hop in range(self.config.hops):
+            number = hop if self.between is None else 0
+            compared, read = memory[:, :, number], memory[:, :, number + 1]  # [B,F,D]
+            scores = torch.einsum("bd,bfd->bf", state, compared)
+            if linear:
+                weights = scores.masked_fill(~told, 0.0)
+            else:
+                weights = at_least_float32(scores).masked_fill(~told, -math.inf).softmax(-1).to(scores.dtype)
+            attention.append(at_least_float32(weights))
+            found = torch.einsum("bf,bfd->bd", weights, read)
+            state = self._rectified(found + (state if self.between is None else self.between(state)))
+        entities = self.embedding[:, -1] if self.output.entities else self.embedding[:ENTITIES, -1]
+        return Answer(self.output(self.dropout(state), entities), torch.stack(attention, 1))
+
+    def _rectified(self, state: Tensor) -> Tensor:
+        count = round(self.config.rectified * self.config.width)
+        return torch.cat([state[:, :count].relu(), state[:, count:]], -1) if count else state
+
+    def _embedded(self, sentences: Tensor, table: Tensor) -> Tensor:
+        """sum_j l_j * (table of word j): ids [...,W], table [V,n D] -> [...,n D]."""
+        if not self.config.positions:
+            return weighted_words(sentences, torch.ones_like(sentences, dtype=table.dtype), self.words) @ table
+        width = self.config.width
+        places = torch.arange(1, sentences.shape[-1] + 1, device=sentences.device, dtype=table.dtype)
+        share = places / (sentences > 0).sum(-1, keepdim=True).clamp_min(1)  # j/J, [...,W]
+        plain = weighted_words(sentences, 1 - share, self.words) @ table
+        by_component = weighted_words(sentences, 2 * share - 1, self.words) @ table
+        component = torch.arange(1, width + 1, device=table.device, dtype=table.dtype).div(width)  # k/D
+        return plain + by_component * component.repeat(table.shape[-1] // width)
