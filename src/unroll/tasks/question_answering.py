@@ -10,9 +10,8 @@ names each question is given other numbers for its names in each epoch, so that 
 `objective.time_noise` puts empty facts in at random (Sukhbaatar et al. 2015, 4.2), `objective.linear` takes the softmax
 out of the attention of a model that can do without; with `train.then` it makes the linear start of that paper.
 
-`objective.support` adds the loss of strong supervision (Weston et al. 2014, arXiv:1410.3916): hop n should read the
-n-th supporting fact, -log of its attention; hops after the last one are free, and questions with more supporting facts
-than hops are left out of it. Predictions never look at supporting facts.
+`objective.support` adds the loss of strong supervision (Weston et al. 2014, arXiv:1410.3916): the last hops should read
+the supporting facts, in their order, -log of the attention to them; the hops before are free. Predictions never look at supporting facts.
 
 A split is read once into flat arrays; no batch is made sample by sample.
 
@@ -286,11 +285,15 @@ def answer_loss(scores: Tensor, answers: Tensor, kind: str) -> Tensor:
 
 
 def support_loss(attention: Tensor, support: Tensor) -> Tensor:
-    """-log of the attention [B,hops,F] of hop n to supporting fact n of [B,N] (-1 where there is none): a sum."""
+    """-log of the attention [B,hops,F] to the supporting facts [B,N] (-1 where there are fewer), one a hop and the last
+    one in the last hop: a sum. Questions with more of them than hops are left out."""
     hops = attention.shape[1]
-    there = (support >= 0) & (support >= 0).sum(-1, keepdim=True).le(hops)  # [B,N]
-    support, there = support[:, :hops], there[:, :hops]
-    read = attention[:, : support.shape[1]].gather(2, support.clamp_min(0)[..., None]).squeeze(-1)  # [B,N]
+    count = (support >= 0).sum(-1, keepdim=True)  # [B,1]
+    places = torch.arange(support.shape[1], device=support.device)
+    there = (places < count) & (count <= hops)  # [B,N]
+    hop = (hops - count + places).clamp(0, hops - 1)  # [B,N]
+    rows = torch.arange(len(support), device=support.device)[:, None]
+    read = attention[rows, hop, support.clamp_min(0)]  # [B,N]
     return -(read.clamp_min(1e-6).log() * there).sum()
 
 
