@@ -27,6 +27,7 @@ BENCHMARKS: dict[str, tuple[str, list[str]]] = {
     "memory_prepare": ("Memory of prepare, 10 MB and 1 GB", ["--tokenizers", "characters"]),
     "memory_train": ("Memory of training, 10 MB and 1 GB", []),
     "no_change": ("dvc repro when nothing changed", []),
+    "ntm": ("The neural Turing machine beside a plain one, and its cost by slots", []),
     "joeynmt": ("Translation beside JoeyNMT", []),
 }
 ABOUT = {

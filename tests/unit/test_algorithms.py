@@ -12,7 +12,7 @@ from unroll.data.algorithms import OPERATIONS, GeneratedPlan, operation_of
 from unroll.data.loader import GeneratedLoader
 from unroll.datasets import algorithms
 from unroll.errors import UserError
-from unroll.tasks.algorithms import Task, tensors_of
+from unroll.tasks.algorithms import Task, ring, tensors_of
 from unroll.training.context import WorkerContext
 
 ROWS = 40
@@ -277,3 +277,10 @@ def test_validation_is_the_same_for_any_number_of_workers(tmp_path: Path) -> Non
     parts = task(tmp_path / "data", train={"batch": 4, "parts": 4, "steps": 1, "optimizer": {"learning_rate": 0.1}})
     assert parts.validate(Half(), WorkerContext()) == pytest.approx(one)
     assert one > 1
+
+
+def test_slots_in_use_are_shown_around_the_end() -> None:
+    assert ring([0, 1, 5], 6) == [5, 0, 1]
+    assert ring([2, 4], 8) == [2, 3, 4]
+    assert ring([3], 5) == [3]
+    assert ring([], 3) == [0, 1, 2]

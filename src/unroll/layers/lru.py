@@ -7,8 +7,11 @@ Paper: Orvieto et al. 2023, arXiv:2303.06349. With N complex numbers of state, *
     out = (W y_t) * sigmoid(V y_t)                    a gated linear unit, without which the layer would be linear
 
 |lambda| starts uniform on the ring from `slowest_from` to `slowest_to`, theta uniform on [0, `phase`]: a ring near 1 keeps
-what was read over thousands of steps. `gate_inputs` puts such a gated unit before the recurrence too, so that one layer can
-choose what to remember by a product of its inputs.
+what was read over thousands of steps. Over T steps a change of theta is felt T times, so lambda moves at the share `pace` of the
+learning rate (what is learnt is nu / pace and theta / pace). Without `normalised` gamma is 1, which suits sequences of few
+events: what is read is then not made smaller the longer it is kept. `read` puts
+a layer before the recurrence, so that one unit can choose what to remember: a gated one, or max(0, W x + b), which is
+exactly nothing for what does not concern it.
 
 Deliberate differences: gamma follows lambda instead of being a parameter; a time step is computed after the other by
 `scan.py`, which on a CPU is the fastest way; no normalisation or dropout between layers.
@@ -21,7 +24,7 @@ Numbers to reach: adding problem T = 600, mean squared error <= 1e-3; copy memor
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +44,9 @@ class Config(Strict):
     slowest_from: float = Field(0.9, gt=0.0, lt=1.0)
     slowest_to: float = Field(0.999, gt=0.0, lt=1.0)
     phase: float = Field(2 * math.pi, ge=0.0, le=2 * math.pi)
-    gate_inputs: bool = False
+    pace: float = Field(1.0, gt=0.0, le=1.0)
+    normalised: bool = True
+    read: Literal["linear", "gated", "rectified"] = "linear"
 
     @model_validator(mode="after")
     def in_order(self) -> Self:
@@ -50,7 +55,11 @@ class Config(Strict):
         return self
 
 
-TINY = [{"states": 5}, {"slowest_from": 0.99, "slowest_to": 0.9999, "phase": 0.5, "gate_inputs": True}]
+TINY = [
+    {"states": 5},
+    {"slowest_from": 0.99, "slowest_to": 0.9999, "phase": 0.5, "read": "gated", "normalised": False, "pace": 0.1},
+    {"states": 4, "read": "rectified"},
+]
 """Small configurations, at least one for each option: what the contract tests build."""
 
 
@@ -63,8 +72,9 @@ class Layer(nn.Module):
         super().__init__()
         self.input_width, self.width, self.config = input_width, width, config
         self.states = config.states or width
-        read = width if config.gate_inputs else input_width
-        self.gate_in = nn.Linear(input_width, 2 * width) if config.gate_inputs else None
+        read = input_width if config.read == "linear" else width
+        self.before = {"linear": nn.Identity(), "gated": nn.Sequential(nn.Linear(input_width, 2 * width), nn.GLU()),
+                       "rectified": nn.Sequential(nn.Linear(input_width, width), nn.ReLU())}[config.read]  # fmt: skip
         self.log_decay = nn.Parameter(torch.empty(self.states))  # [N] nu
         self.phase = nn.Parameter(torch.empty(self.states))  # [N] theta
         self.to_state = nn.Parameter(torch.empty(2 * self.states, read))  # [2N,D] B, real parts first
@@ -80,8 +90,8 @@ class Layer(nn.Module):
         low, high = self.config.slowest_from, self.config.slowest_to
         with torch.no_grad():
             radius = (torch.rand(self.states) * (high**2 - low**2) + low**2).sqrt()
-            self.log_decay.copy_((-radius.log()).log())
-            self.phase.copy_(torch.rand(self.states) * self.config.phase)
+            self.log_decay.copy_((-radius.log()).log() / self.config.pace)
+            self.phase.copy_(torch.rand(self.states) * self.config.phase / self.config.pace)
             nn.init.normal_(self.to_state, std=(2 * self.to_state.shape[1]) ** -0.5)
             nn.init.normal_(self.from_state, std=self.states**-0.5)
 
@@ -94,12 +104,12 @@ class Layer(nn.Module):
         if inputs.dim() != 3 or inputs.shape[1] == 0 or inputs.shape[2] != self.input_width:
             raise ValueError(f"lru: inputs are {tuple(inputs.shape)}, expected [B,T,{self.input_width}] with T >= 1")
         with torch.autocast(inputs.device.type, enabled=False):
-            steps = inputs.transpose(0, 1).to(self.phase.dtype)  # [T,B,D]
-            if self.gate_in is not None:
-                steps = F.glu(self.gate_in(steps), -1)  # [T,B,H]
-            decay = torch.polar((-self.log_decay.exp()).exp(), self.phase)  # [N] complex
-            gain = (1 - decay.abs().square()).clamp_min(1e-12).sqrt()  # [N]
-            read = F.linear(steps, self.to_state * gain.repeat(2)[:, None])  # [T,B,2N]
+            steps = self.before(inputs.transpose(0, 1).to(self.phase.dtype))  # [T,B,D]
+            radius = (-(self.log_decay * self.config.pace).exp()).exp()  # [N]
+            decay = torch.polar(radius, self.phase * self.config.pace)  # [N] complex
+            read = F.linear(steps, self.to_state)  # [T,B,2N]
+            if self.config.normalised:
+                read = read * (1 - radius.square()).clamp_min(1e-12).sqrt().repeat(2)
             real, imaginary = read.chunk(2, -1)
             start = torch.complex(state["real"], state["imaginary"])  # [B,N]
             states = linear_scan(decay, torch.complex(real, imaginary), start)  # [T,B,N] complex

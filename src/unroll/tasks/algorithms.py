@@ -293,24 +293,35 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
 def heat_maps(tensors: dict[str, Tensor], values: Tensor, looked: Tensor, size: Size) -> dict[str, Any]:
     """A picture of one sequence: inputs, targets, outputs [1,T,...] and where each head looked [T,A,N], over time.
 
-    Of the slots those are shown that some head gave more than a hundredth.
+    The slots stand in a ring, cut open in the middle of the longest row of slots that no head gave a hundredth.
     """
-    used = (looked > 0.01).flatten(0, 1).any(0).nonzero().flatten()  # [slots shown]
-    low, high = (int(used.min()), int(used.max()) + 1) if len(used) else (0, looked.shape[-1])
+    slots = looked.shape[-1]
+    shown = ring((looked > 0.01).flatten(0, 1).any(0).nonzero().flatten().tolist(), slots)
     mask = tensors["mask"][0, :, None]
     panels = [
         ("inputs", tensors["inputs"][0], "channel"),
         ("targets", torch.where(mask, tensors["targets"][0].float(), 0.0), "target"),
         ("outputs", torch.where(mask, values[0].float(), 0.0), "target"),
-        *((f"head {head}", looked[:, head, low:high], f"slot {low} +") for head in range(looked.shape[1])),
+        *((f"head {head}", looked[:, head, shown], "slot") for head in range(looked.shape[1])),
     ]
-    drawn = [
+    drawn: list[dict[str, Any]] = [
         {"values": np.round(value.t().cpu().numpy().astype(float), 3).tolist(), "title": title, "x": "time", "y": side}
         for title, value, side in panels
     ]
+    for panel in drawn[3:]:
+        panel["rows"] = [str(slot) for slot in shown]
     text = "What was read and said at each time step, and how much each head looked at each slot (read heads first)."
     return {"kind": "heat_maps", "title": f"Size {' x '.join(map(str, size))}", "text": text,
             "data": {"panels": drawn, "arrange": "rows"}}  # fmt: skip
+
+
+def ring(used: list[int], slots: int) -> list[int]:
+    """The slots from the first used one after the longest gap to the last one before it: [5, 0, 1] of 0, 1, 5 and 6 slots."""
+    if not used:
+        return list(range(slots))
+    gaps = [(used[(n + 1) % len(used)] - slot - 1) % slots for n, slot in enumerate(used)]
+    first = used[(gaps.index(max(gaps)) + 1) % len(used)]
+    return [(first + n) % slots for n in range(slots - max(gaps))]
 
 
 def curves(lines: list[dict[str, Any]], split: str, kind: str) -> Iterator[dict[str, Any]]:
