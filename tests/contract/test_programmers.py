@@ -143,15 +143,16 @@ def run(program: list[tuple[str, int, int]], values: list[list[float]], numbers:
         "frequent": table == 3,
     }
     built = PROGRAMMER.Table(batch, names)
-    rows, results = [built.every, built.every], [torch.zeros(1, dtype=torch.float64)] * 3
+    rows, results = [built.every[:, None]] * 2, [torch.zeros(1, 1, dtype=torch.float64)] * 3
     for name, column, number in program:
         one = [
-            torch.nn.functional.one_hot(torch.tensor([i]), n).double()
+            torch.nn.functional.one_hot(torch.tensor([[i]]), n).double()
             for i, n in ((names.index(name), len(names)), (column, table.shape[2]), (number, batch["numbers"].shape[1]))
         ]
-        outcome, cells, after = built.apply(*one, rows, results, names, restrict)
+        cells = built.printed(one[0], one[1], rows[-1], names)
+        outcome, after = built.apply(*one, rows, results, names, restrict)
         rows, results = [*rows[1:], after], [*results[1:], outcome]
-    return float(results[-1]), cells[0].nonzero().tolist(), rows[-1][0].tolist()
+    return float(results[-1]), cells[0, 0].nonzero().tolist(), rows[-1][0, 0].tolist()
 
 
 TABLE = [[5.0, 1.0], [2.0, 7.0], [9.0, 7.0], [3.0, -4.0]]

@@ -55,24 +55,26 @@ DRAWS = 100
 
 
 class Options(Strict):
-    """samples {split: number of questions}; rows {split: [fewest, most]}; columns [fewest, most]; numbers from
-    -`largest` to `largest`; `operations`: the most of a question."""
+    """samples {split: number of questions}; rows {split: [fewest, most]}; numbers {split: [least, largest]}; columns
+    [fewest, most]; `operations`: the most of a question."""
 
     samples: dict[str, int]
     rows: dict[str, tuple[int, int]]
+    numbers: dict[str, tuple[int, int]]
     columns: tuple[int, int] = (2, 5)
-    largest: int = Field(100, ge=10)
     operations: int = Field(3, ge=1, le=3)
     seed: int = 1
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
-        if self.samples.keys() != self.rows.keys():
-            raise ValueError("samples and rows must name the same splits")
+        if not self.samples.keys() == self.rows.keys() == self.numbers.keys():
+            raise ValueError("samples, rows and numbers must name the same splits")
         if min(self.samples.values(), default=0) < 1:
             raise ValueError("every split needs at least one sample")
         if any(not 2 <= fewest <= most <= 1000 for fewest, most in self.rows.values()):
             raise ValueError("rows: [fewest, most] from 2 to 1000 are needed")
+        if any(not -10_000 <= least < largest <= 10_000 for least, largest in self.numbers.values()):
+            raise ValueError("numbers: [least, largest] within 10,000 of 0 are needed")
         if not 2 <= self.columns[0] <= self.columns[1] <= len(NAMES):
             raise ValueError(f"columns: [fewest, most] from 2 to {len(NAMES)} are needed")
         return self
@@ -81,11 +83,12 @@ class Options(Strict):
 class Drawn:
     """A table and a question about it, drawn from a generator."""
 
-    def __init__(self, generator: random.Random, rows: int, columns: int, largest: int) -> None:
+    def __init__(self, generator: random.Random, rows: int, columns: int, numbers: tuple[int, int]) -> None:
         self.generator = generator
         names = list(NAMES)
         self.names = [names.pop(self.below(len(names))) for _ in range(columns)]
-        values = [[self.below(2 * largest + 1) - largest for _ in range(columns)] for _ in range(rows)]
+        least, largest = numbers
+        values = [[least + self.below(largest - least + 1) for _ in range(columns)] for _ in range(rows)]
         self.table = np.array(values, np.int64)  # [N,C]
         self.words: list[str] = []
         self.numbers: list[int] = []
@@ -160,6 +163,8 @@ class Drawn:
         self.program.append(f"sum {self.names[first]}")
         if self.below(2):
             rows = self.compare()
+        else:
+            self.program.append("reset")  # the difference looks two steps back
         self.program += [f"sum {self.names[second]}", "difference"]
         return rows, second, int(self.table[:, first].sum() - self.table[rows, second].sum())
 
@@ -207,7 +212,7 @@ def _sample(number: int, generator: random.Random, split: str, options: Options)
     for _ in range(DRAWS):
         size = fewest + int(generator.random() * (most - fewest + 1))
         columns = options.columns[0] + int(generator.random() * (options.columns[1] - options.columns[0] + 1))
-        drawn = Drawn(generator, size, columns, options.largest)
+        drawn = Drawn(generator, size, columns, options.numbers[split])
         rows, column, value = drawn.question(operations)
         if rows.any():
             break

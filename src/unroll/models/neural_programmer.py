@@ -34,6 +34,7 @@ WikiTableQuestions for one model, 37.7 % for fifteen (1611.08945).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,6 +57,7 @@ OPERATIONS: list[Operation] = [
 """Of a table of numbers."""
 COMPARISONS = {"greater": torch.gt, "lesser": torch.lt, "greater_equal": torch.ge, "lesser_equal": torch.le}
 NUMERIC = ("count", "sum", "difference")
+READ_COLUMNS = {*COMPARISONS, "sum", "print", "largest", "smallest", "match", "frequent"}
 FURTHER = {"match", "frequent", *COMPARISONS}
 
 
@@ -84,7 +86,8 @@ TINY: list[dict[str, Any]] = [
 @dataclass
 class Answer:
     """`number` [B] and `cells` [B,N,C], each as far as the last step's operation gives such an answer; the choices of
-    each step, `operations` [B,T,O], `columns` [B,T,C], `numbers` [B,T,K]; and `rows` [B,T,N] selected after it."""
+    each step, `operations` [B,T,O], `columns` [B,T,C], `numbers` [B,T,K]; and `rows` [B,T,N] selected after it. Of drawn
+    programs also `log_probability` [B], of what the operations read of them."""
 
     number: Tensor
     cells: Tensor
@@ -92,6 +95,7 @@ class Answer:
     columns: Tensor
     numbers: Tensor
     rows: Tensor
+    log_probability: Tensor | None = None
 
 
 class Model(nn.Module):
@@ -115,46 +119,74 @@ class Model(nn.Module):
 
     def forward(self, batch: dict[str, Tensor], hard: bool = False) -> Answer:
         """Run the T steps on a batch; `hard` takes the largest choice of each step in place of the mixture."""
-        table = Table(batch, self.names)
-        embedded, states, last = self.read(batch["question"], batch["lengths"])  # [B,S,E] [B,S,2H] [B,2H]
-        real = torch.arange(embedded.shape[1], device=embedded.device) < batch["lengths"][:, None]  # [B,S]
-        names = self.column_names(batch)  # [B,C,E]
-        at_numbers = states.gather(1, batch["places"][..., None].expand(-1, -1, states.shape[2]))  # [B,K,2H]
-        history = self.start.expand(len(embedded), -1)  # [B,H]
-        rows = [table.every, table.every]  # r_{t-2}, r_{t-1}: [B,N] each
-        numbers = [table.every.new_zeros(len(embedded))] * 3
-        chosen: dict[str, list[Tensor]] = {"operations": [], "columns": [], "numbers": [], "rows": []}
-        for _ in range(self.steps):
-            place = torch.cat([last, history], -1)  # [B,3H]
-            context = attend(self.look(place), states, states, real)  # [B,2H]
-            column_context = attend(self.look_for_column(place), states, states, real)  # [B,2H]
-            mentioned = attend(self.look_for_column(place), states, embedded, real)  # [B,E]
-            wide, wide_column = torch.cat([place, context], -1), torch.cat([place, column_context], -1)  # [B,5H]
-            asked = self.dropout(torch.tanh(self.choose(wide)))  # [B,H]
-            operation = choice(F.linear(asked, self.operations), None, hard)  # [B,O]
-            wanted = self.choose_column(wide_column) + self.mention * mentioned  # [B,E]
-            scores = torch.einsum("bce,be->bc", names, wanted) + batch["column_matches"] * self.mention  # [B,C]
-            column = choice(scores, batch["column_mask"], hard)  # [B,C]
-            number = choice(
-                torch.einsum("bkh,bh->bk", at_numbers, self.choose_number(wide)), batch["number_mask"], hard
-            )
-            outcome, cells, after = table.apply(operation, column, number, rows, numbers, self.names, self.restrict)
-            rows, numbers = [*rows[1:], after], [*numbers[1:], outcome]
-            for name, value in zip(chosen, (operation, column, number, after), strict=True):
-                chosen[name].append(value)
-            told = torch.einsum("bc,bce->be", column, names)  # [B,E]
-            history = torch.tanh(self.history(torch.cat([operation @ self.operations, told, asked], -1)))  # [B,H]
-        return Answer(numbers[-1], cells, **{name: torch.stack(values, 1) for name, values in chosen.items()})
+        return self.run(batch, 1, largest if hard else None)
 
-    def read(self, question: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Words [B,S] to their embeddings [B,S,E], states [B,S,2H] of both directions, and the last ones [B,2H]."""
-        embedded = self.dropout(self.embed(question))
-        count, longest = question.shape
-        real = torch.arange(longest, device=question.device) < lengths[:, None]  # [B,S]
+    def draw(self, batch: dict[str, Tensor], count: int, explore: float) -> Answer:
+        """`count` programs drawn for each question, side by side: [B*count,...]. A choice is drawn evenly with
+        probability `explore`, else as the model would have it; gradients go through `log_probability` alone."""
+        return self.run(batch, count, lambda logs: drawn(logs, explore))
+
+    def run(self, batch: dict[str, Tensor], count: int, pick: Callable[[Tensor], Tensor] | None) -> Answer:
+        """The steps of G = `count` programs for each question. `pick` makes one choice of log-probabilities [B,G,O];
+        None keeps their mixture."""
+        embedded, states, last, names = self.read(batch)  # [B,S,E] [B,S,2H] [B,2H] [B,C,E]
+        table = Table(batch, self.names)
+        real = torch.arange(embedded.shape[1], device=embedded.device) < batch["lengths"][:, None]  # [B,S]
+        at_numbers = states.gather(1, batch["places"][..., None].expand(-1, -1, states.shape[2]))  # [B,K,2H]
+        allowed = {"columns": batch["column_mask"][:, None], "numbers": batch["number_mask"][:, None]}
+        last = last[:, None].expand(-1, count, -1)  # [B,G,2H]
+        history = self.start.expand(len(embedded), count, -1)  # [B,G,H]
+        every = table.every[:, None].expand(-1, count, -1)  # [B,G,N]
+        rows = [every, every]  # r_{t-2}, r_{t-1}
+        numbers = [every.new_zeros(every.shape[:2])] * 3  # [B,G]
+        chosen: dict[str, list[Tensor]] = {"operations": [], "columns": [], "numbers": [], "rows": []}
+        likely = embedded.new_zeros(every.shape[:2])  # [B,G]
+        for _ in range(self.steps):
+            place = torch.cat([last, history], -1)  # [B,G,3H]
+            context = attend(self.look(place), states, states, real)  # [B,G,2H]
+            looked = attend(self.look_for_column(place), states, torch.cat([states, embedded], -1), real)
+            column_context, mentioned = looked.split([states.shape[2], embedded.shape[2]], -1)  # [B,G,2H] [B,G,E]
+            wide, wide_column = torch.cat([place, context], -1), torch.cat([place, column_context], -1)  # [B,G,5H]
+            asked = self.dropout(torch.tanh(self.choose(wide)))  # [B,G,H]
+            wanted = self.choose_column(wide_column) + self.mention * mentioned  # [B,G,E]
+            scores = {
+                "operations": F.linear(asked, self.operations),  # [B,G,O]
+                "columns": wanted @ names.mT + self.mention * batch["column_matches"][:, None],  # [B,G,C]
+                "numbers": self.choose_number(wide) @ at_numbers.mT,  # [B,G,K]
+            }
+            logs = {name: log_shares(value, allowed.get(name)) for name, value in scores.items()}
+            taken = {name: choice(value, allowed.get(name), pick) for name, value in logs.items()}
+            likely = likely + self.read_by(logs, taken)
+            printed = rows[-1]
+            operation, column, number = taken.values()
+            outcome, after = table.apply(operation, column, number, rows, numbers, self.names, self.restrict)
+            rows, numbers = [*rows[1:], after], [*numbers[1:], outcome]
+            for name, value in {**taken, "rows": after}.items():
+                chosen[name].append(value.flatten(0, 1))
+            told = torch.cat([operation @ self.operations, column @ names], -1)  # [B,G,H+E]
+            history = torch.tanh(self.history(torch.cat([told, asked], -1)))  # [B,G,H]
+        cells = table.printed(operation, column, printed, self.names)  # [B,G,N,C]
+        together = {name: torch.stack(values, 1) for name, values in chosen.items()}
+        return Answer(numbers[-1].flatten(), cells.flatten(0, 1), **together, log_probability=likely)
+
+    def read_by(self, logs: dict[str, Tensor], taken: dict[str, Tensor]) -> Tensor:
+        """Log-probability [B,G] of what was chosen in one step, of column and number where the operation reads them."""
+        operation = taken["operations"]
+        likely = (logs["operations"] * operation).sum(-1)
+        for name, reading in (("columns", READ_COLUMNS), ("numbers", set(COMPARISONS))):
+            reads = torch.tensor([float(n in reading) for n in self.names], dtype=likely.dtype, device=likely.device)
+            likely = likely + (logs[name] * taken[name]).sum(-1) * (operation @ reads)
+        return likely
+
+    def read(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The words' embeddings [B,S,E], states [B,S,2H] of both directions, the last ones [B,2H], names [B,C,E]."""
+        embedded = self.dropout(self.embed(batch["question"]))
+        count, longest = batch["question"].shape
+        real = torch.arange(longest, device=embedded.device) < batch["lengths"][:, None]  # [B,S]
         ahead, after = self.forwards(embedded, self.forwards.initial_state(count), mask=real)
         back, before = self.backwards(embedded.flip(1), self.backwards.initial_state(count), mask=real.flip(1))
         states = torch.cat([ahead, back.flip(1)], -1)  # [B,S,2H]
-        return embedded, states, torch.cat([after["hidden"], before["hidden"]], -1)
+        return embedded, states, torch.cat([after["hidden"], before["hidden"]], -1), self.column_names(batch)
 
     def column_names(self, batch: dict[str, Tensor]) -> Tensor:
         """The mean embedding of each column's words: names [B,C,W] (-1 where there is none) -> [B,C,E]."""
@@ -164,20 +196,37 @@ class Model(nn.Module):
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, real: Tensor) -> Tensor:
-    """What the words that a query [B,H] asks for say: softmax over keys [B,S,H], of values [B,S,E]."""
-    scores = torch.einsum("bsh,bh->bs", keys, query)
-    weights = scores.masked_fill(~real, -torch.inf).softmax(-1)
-    return torch.einsum("bs,bse->be", weights, values)
+    """What the words that queries [B,G,H] ask for say: softmax over keys [B,S,H], of values [B,S,E]."""
+    scores = (query @ keys.mT).masked_fill(~real[:, None], -torch.inf)  # [B,G,S]
+    return scores.softmax(-1) @ values
 
 
-def choice(scores: Tensor, allowed: Tensor | None, hard: bool) -> Tensor:
-    """Softmax [B,O] over what is allowed (zeros where nothing is), or 1 at the largest."""
+def log_shares(scores: Tensor, allowed: Tensor | None) -> Tensor:
+    """Log-softmax [B,G,O] over what is allowed."""
     if allowed is not None:
-        scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    soft = scores.softmax(-1)
-    if hard:
-        soft = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
-    return soft if allowed is None else soft * allowed
+        scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min / 2)
+    return scores.log_softmax(-1)
+
+
+def choice(logs: Tensor, allowed: Tensor | None, pick: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """Shares [B,G,O], soft or 1 at what is picked; zeros where nothing is allowed."""
+    shares = logs.exp() if pick is None else pick(logs)
+    return shares if allowed is None else shares * allowed
+
+
+def largest(logs: Tensor) -> Tensor:
+    """1 at the largest of [B,G,O]."""
+    return F.one_hot(logs.argmax(-1), logs.shape[-1]).to(logs.dtype)
+
+
+def drawn(logs: Tensor, explore: float) -> Tensor:
+    """1 at one of [B,G,O], drawn by its probability, or evenly of all that is possible for a share `explore` of rows."""
+    with torch.no_grad():
+        possible = logs > torch.finfo(logs.dtype).min / 4  # [B,G,O]
+        even = possible / possible.sum(-1, keepdim=True)
+        shares = (1 - explore) * logs.exp() + explore * even
+        place = torch.multinomial(shares.flatten(0, -2), 1).view(logs.shape[:-1])  # [B,G]
+        return F.one_hot(place, logs.shape[-1]).to(logs.dtype)
 
 
 class Table:
@@ -208,54 +257,60 @@ class Table:
         numbers: list[Tensor],
         names: list[str],
         restrict: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One step: the number [B] and the cells [B,N,C] that it gives, and the rows [B,N] selected after it."""
-        weight = dict(zip(names, operation.unbind(-1), strict=True))  # [B] each
+    ) -> tuple[Tensor, Tensor]:
+        """One step of programs that choose operation [B,G,O], column [B,G,C] and number [B,G,K]: the number [B,G] that it
+        gives, and the rows [B,G,N] selected after it."""
         before = rows[-1]
         outcome, after, selecting = torch.zeros_like(numbers[-1]), torch.zeros_like(before), torch.zeros_like(before)
-        for name in names:
-            own = weight[name]
+        for name, weight in zip(names, operation.unbind(-1), strict=True):  # [B,G] each
             if name in NUMERIC:
-                outcome = outcome + own * self.number(name, column, before, numbers)
+                outcome = outcome + weight * self.number(name, column, before, numbers)
             elif name != "print":
                 found = self.select(name, column, number, rows)
                 found = found * before if restrict and name in FURTHER else found
-                after, selecting = after + own[:, None] * found, selecting + own[:, None]
-        cells = weight.get("print", torch.zeros_like(outcome))[:, None, None] * before[:, :, None] * column[:, None]
-        return outcome, cells, after + (1 - selecting) * before
+                after, selecting = after + weight[..., None] * found, selecting + weight[..., None]
+        return outcome, after + (1 - selecting) * before
+
+    def printed(self, operation: Tensor, column: Tensor, before: Tensor, names: list[str]) -> Tensor:
+        """The weight of each cell [B,G,N,C] in what a step prints of the rows selected before it."""
+        if "print" not in names:
+            return torch.zeros_like(before[..., None] * column[:, :, None])
+        weight = operation[..., names.index("print")]  # [B,G]
+        return weight[..., None, None] * before[..., None] * column[:, :, None]
 
     def number(self, name: str, column: Tensor, before: Tensor, numbers: list[Tensor]) -> Tensor:
-        """What an aggregate gives: [B]."""
+        """What an aggregate gives: [B,G]."""
         if name == "count":
-            return before.sum(1)
+            return before.sum(-1)
         if name == "sum":
-            return torch.einsum("bn,bnc,bc->b", before, self.values, column)
+            return ((before @ self.values) * column).sum(-1)
         return numbers[-3] - numbers[-1]
 
     def select(self, name: str, column: Tensor, number: Tensor, rows: list[Tensor]) -> Tensor:
-        """The rows [B,N] that an operation selects."""
+        """The rows [B,G,N] that an operation selects."""
         before = rows[-1]
         if name in COMPARISONS:
-            return torch.einsum("bknc,bk,bc->bn", self.holds[name], number, column)
+            return torch.einsum("bgnc,bgc->bgn", torch.einsum("bknc,bgk->bgnc", self.holds[name], number), column)
         if name in ("largest", "smallest"):
-            better = torch.einsum("bkic,bk->bic", self.beaten[name], before)  # [B,N,C]
-            return torch.einsum("bnc,bc->bn", torch.relu(before[..., None] - better) * self.numeric, column)
+            better = torch.einsum("bkic,bgk->bgic", self.beaten[name], before)  # [B,G,N,C]
+            first = torch.relu(before[..., None] - better) * self.numeric[:, None]
+            return torch.einsum("bgnc,bgc->bgn", first, column)
         if name in ("match", "frequent"):
-            return torch.einsum("bnc,bc->bn", self.matches if name == "match" else self.frequent, column)
+            return column @ (self.matches if name == "match" else self.frequent).mT
         return self.by_place(name, before, rows[-2])
 
     def by_place(self, name: str, before: Tensor, earlier: Tensor) -> Tensor:
-        """The rows [B,N] of the operations that read no column."""
+        """The rows [B,G,N] of the operations that read no column."""
         if name == "and":
             return torch.minimum(before, earlier)
         if name == "or":
             return torch.maximum(before, earlier)
         if name == "first":
-            return torch.relu(before - (before.cumsum(1) - before))
+            return torch.relu(before - (before.cumsum(-1) - before))
         if name == "last":
-            return torch.relu(before - (before.flip(1).cumsum(1).flip(1) - before))
+            return torch.relu(before - (before.flip(-1).cumsum(-1).flip(-1) - before))
         if name == "previous":
-            return F.pad(before[:, 1:], (0, 1))
+            return F.pad(before[..., 1:], (0, 1))
         if name == "next":
-            return F.pad(before[:, :-1], (1, 0)) * self.every
-        return self.every
+            return F.pad(before[..., :-1], (1, 0)) * self.every[:, None]
+        return self.every[:, None].expand_as(before)

@@ -8,7 +8,12 @@ Loss of a question, summed over the batch:
     cells           -log F1, F1 = 2 hit / (printed + K): K parts of the answer, `hit` the sum over them of the weight of
                     the best cell that says so, `printed` the weight of all cells (best cells once)
     either          the smaller of the two, where a number is also found in cells
+    drawn           with `draw`, programs are drawn for each question and run exactly; the loss is -log of the marginal
+                    probability of those with the right answer (`drawn_losses`; Guu et al. 2017, arXiv:1704.07926)
 `noise`: Gaussian noise of this deviation on every gradient (Neelakantan et al. 2015, arXiv:1511.06807).
+Why draw: soft choices learn to answer by mixtures, and what they choose in part at a step where it does no harm destroys
+the answer when the largest is taken; a program that was drawn means what it will mean. The papers' soft training is
+the default, `draw` what the recipes use.
 Deliberate differences to 1511.04834: the number's error is relative, and F1 stands for the log-loss of single cells, as
 one wrong cell in a hundred then weighs as much as one in five; the noise does not decay.
 
@@ -44,10 +49,18 @@ LEAST = 1e-4
 CLOSE = 1e-4
 
 
+class Draw(Strict):
+    """`count` programs of each question, each choice drawn evenly with probability `explore`."""
+
+    count: int = Field(16, ge=1)
+    explore: float = Field(0.1, ge=0.0, le=1.0)
+
+
 class Objective(Strict):
-    """What training sees first, and noise on its gradients."""
+    """What training sees first; programs that are drawn, not mixed; noise on the gradients."""
 
     curriculum: Curriculum | None = None
+    draw: Draw | None = None
     noise: float = Field(0.0, ge=0.0)
 
 
@@ -124,14 +137,24 @@ class Task(SampleTask):
 
     def loss(self, model: Any, batch: Batch, carry: State | None) -> Loss:
         """The loss of one batch, a sum over questions; nothing is carried."""
-        tensors, says = batch.tensors, model(batch.tensors)
-        losses = answer_losses(says.number.float(), says.cells.float(), tensors)  # [B]
-        total = losses.sum()
+        tensors, draw = batch.tensors, self.objective.draw
+        if draw is not None:
+            total = drawn_losses(model, tensors, draw).sum()
+        else:
+            says = model(tensors)
+            total = answer_losses(says.number.float(), says.cells.float(), tensors).sum()
         objective = total
         if model.training and self.objective.noise:
             noise = [(torch.randn_like(p) * p).sum() for p in model.parameters()]
             objective = total + batch.weight * self.objective.noise * torch.stack(noise).sum()
         return Loss(objective, total.detach(), None)
+
+    def fit(self, model: Any) -> None:
+        """Fit a model by counting: it gets the answers of the training split that are numbers."""
+        reader = SampleReader(self.folder, "train")
+        places = [(shard, index) for shard, count in enumerate(reader.shard_counts) for index in range(count)]
+        answers = [reader.sample(*place)["answer"] for place in places]
+        model.fit([answer for answer in answers if answer is not None])
 
     @torch.no_grad()
     def penalty(self, model: Any, batch: Batch) -> float:
@@ -227,6 +250,17 @@ def answer_losses(number: Tensor, cells: Tensor, tensors: dict[str, Tensor]) -> 
     in_cells = wanted > 0
     either = torch.where(is_number & in_cells, torch.minimum(of_number, of_cells), of_number * is_number)
     return torch.where(in_cells & ~is_number, of_cells, either)
+
+
+def drawn_losses(model: Any, tensors: dict[str, Tensor], draw: Draw) -> Tensor:
+    """-log of the probability of the right ones among the programs drawn for each question [B]: its gradient is theirs,
+    each weighted by its share; 0 where none is right."""
+    says = model.draw(tensors, draw.count, draw.explore)
+    many = {name: tensors[name].repeat_interleave(draw.count, 0) for name in ("answer", "is_number", "parts")}
+    good = right(says, many, numeric_operations(model)).view(-1, draw.count)  # [B,G]
+    likely = says.log_probability  # [B,G]
+    shares = likely.detach().masked_fill(~good, torch.finfo(likely.dtype).min / 2).softmax(-1) * good
+    return -(shares * likely).sum(-1)
 
 
 def overlap(cells: Tensor, parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
