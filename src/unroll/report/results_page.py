@@ -47,12 +47,12 @@ def page(results: Path) -> str:
     parts = [_INTRODUCTION]
     for suite in _suites(results):
         parts.append(f"## Suite {escape(suite)}\n")
-        parts += _tables(read_results(results / suite), notes=True)
+        parts += _tables(read_results(results / suite))
     return "\n".join(parts)
 
 
 def spliced(results: Path, readme: Path) -> str:
-    """The text of `readme` with the tables of every suite between the markers; nothing else changes."""
+    """The text of `readme` with one table for each suite between the markers; nothing else changes."""
     try:
         text = readme.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -61,7 +61,7 @@ def spliced(results: Path, readme: Path) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise UserError(f"{readme}: the lines {BEGIN} and {END} are expected, in this order")
-    tables = [part for suite in _suites(results) for part in _tables(read_results(results / suite), notes=False)]
+    tables = [_short(suite, read_results(results / suite)) for suite in _suites(results)]
     return f"{before}{BEGIN}\n\n{chr(10).join(tables)}\n{END}{after}"
 
 
@@ -73,31 +73,43 @@ def _suites(results: Path) -> list[str]:
     return suites
 
 
-def _tables(results: Sequence[Result], notes: bool) -> list[str]:
+def _short(suite: str, results: Sequence[Result]) -> str:
+    """All systems of a suite in one table, best first on each test set: what fits into a README."""
+    header, rows = ["Test set", "System", "Ours", "Published", "Minutes", "Parameters"], []
+    for (dataset, split, metric), group in group_by_test_set(results).items():
+        ranked, unit, arrow = _ranked(metric, group)
+        name = f"**{escape(', '.join(filter(None, (dataset, split))))}**<br>{escape(unit)} {arrow}"
+        for result, cells in zip(ranked, _rows(ranked, unit), strict=True):
+            system, ours, published, *_, minutes, parameters, _ = cells
+            rows.append([name if result is ranked[0] else "", system, ours, published, minutes, parameters])
+    return f"**Suite {escape(suite)}**\n\n{table(header, rows, _RIGHT)}"
+
+
+def _tables(results: Sequence[Result]) -> list[str]:
     """A heading line, a table and its notes for each test set."""
     parts = []
+    header = ["System", "Ours", "Published", "Seeds", "Commit", "Minutes", "Parameters", "Tokens/s"]
     for (dataset, split, metric), group in group_by_test_set(results).items():
-        lower_is_better = direction(metric)[0]
-        ranked = rank(group, lower_is_better)
-        unit = next((result.score.unit for result in ranked if result.score), metric)
-        better = "lower" if lower_is_better else "higher"
+        ranked, unit, _ = _ranked(metric, group)
+        better = "lower" if direction(metric)[0] else "higher"
         name = ", ".join(filter(None, (dataset, split)))
         parts.append(f"**{escape(name)}** ({escape(unit)}, {better} is better)\n")
-        parts.append(_table(ranked, unit, notes))
-        if notes:
-            parts.append("".join([*map(_note, ranked), *_signatures(ranked)]))
+        parts.append(table(header, _rows(ranked, unit), _RIGHT))
+        parts.append("".join([*map(_note, ranked), *_signatures(ranked)]))
     return [part for part in parts if part]
 
 
-def _table(ranked: Sequence[Result], unit: str, full: bool) -> str:
-    """One row a system; the README leaves out the commit and the seeds."""
+def _ranked(metric: str, group: Sequence[Result]) -> tuple[list[Result], str, str]:
+    """The systems of a test set, best first, the unit of their score, and an arrow to where it is better."""
+    lower_is_better = direction(metric)[0]
+    ranked = list(rank(group, lower_is_better))
+    unit = next((result.score.unit for result in ranked if result.score), metric)
+    return ranked, unit, "↓" if lower_is_better else "↑"
+
+
+def _rows(ranked: Sequence[Result], unit: str) -> list[list[str]]:
     digits = formatting.decimals((result.score.value for result in ranked if result.score), unit)
-    header = ["System", "Ours", "Published", "Seeds", "Commit", "Minutes", "Parameters", "Tokens/s"]
-    rows = [_row(result, digits) for result in ranked]
-    if not full:
-        kept = [index for index, column in enumerate(header) if column not in ("Seeds", "Commit")]
-        header, rows = [header[index] for index in kept], [[row[index] for index in kept] for row in rows]
-    return table(header, rows, _RIGHT)
+    return [_row(result, digits) for result in ranked]
 
 
 def _row(result: Result, digits: int) -> list[str]:
