@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unroll.layers.ntm import Config, Layer
+from unroll.memory import keep_freed_memory
 
 SEEN = {1: 18.5, 32: 100.0}
 GOAL = {1: 5, 32: 10}
@@ -135,6 +136,7 @@ def main() -> None:
     seconds = parser.parse_args().seconds
     torch.set_num_threads(1)
     torch.manual_seed(1)
+    keep_freed_memory()  # as every training does
     print("| batch | plain, sequences/s | this project | ratio | over the seen pytorch-ntm | goal |")
     print("|---|---|---|---|---|---|")
     for rows, seen in SEEN.items():

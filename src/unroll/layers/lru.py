@@ -11,7 +11,8 @@ what was read over thousands of steps. Over T steps a change of theta is felt T 
 learning rate (what is learnt is nu / pace and theta / pace). Without `normalised` gamma is 1, which suits sequences of few
 events: what is read is then not made smaller the longer it is kept. `read` puts
 a layer before the recurrence, so that one unit can choose what to remember: a gated one, or max(0, W x + b), which is
-exactly nothing for what does not concern it.
+exactly nothing for what does not concern it; its b starts `threshold` lower than torch would have it: the larger, the fewer
+inputs are remembered at first.
 
 Deliberate differences: gamma follows lambda instead of being a parameter; a time step is computed after the other by
 `scan.py`, which on a CPU is the fastest way; no normalisation or dropout between layers.
@@ -47,18 +48,21 @@ class Config(Strict):
     pace: float = Field(1.0, gt=0.0, le=1.0)
     normalised: bool = True
     read: Literal["linear", "gated", "rectified"] = "linear"
+    threshold: float = Field(0.0, ge=0.0)
 
     @model_validator(mode="after")
     def in_order(self) -> Self:
         if self.slowest_from > self.slowest_to:
             raise ValueError(f"slowest_from: {self.slowest_from} is above slowest_to, {self.slowest_to}")
+        if self.threshold and self.read != "rectified":
+            raise ValueError(f"threshold: only read rectified has one, read is {self.read}")
         return self
 
 
 TINY = [
     {"states": 5},
     {"slowest_from": 0.99, "slowest_to": 0.9999, "phase": 0.5, "read": "gated", "normalised": False, "pace": 0.1},
-    {"states": 4, "read": "rectified"},
+    {"states": 4, "read": "rectified", "threshold": 0.1},
 ]
 """Small configurations, at least one for each option: what the contract tests build."""
 
@@ -93,6 +97,9 @@ class Layer(nn.Module):
             self.log_decay.copy_((-radius.log()).log() / self.config.pace)
             self.phase.copy_(torch.rand(self.states) * self.config.phase / self.config.pace)
             nn.init.normal_(self.to_state, std=(2 * self.to_state.shape[1]) ** -0.5)
+            for name, bias in self.before.named_parameters():
+                if name.endswith("bias"):
+                    bias.sub_(self.config.threshold)
             nn.init.normal_(self.from_state, std=self.states**-0.5)
 
     def initial_state(self, batch: int) -> State:
