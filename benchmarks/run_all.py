@@ -28,6 +28,9 @@ BENCHMARKS: dict[str, tuple[str, list[str]]] = {
     "memory_train": ("Memory of training, 10 MB and 1 GB", []),
     "no_change": ("dvc repro when nothing changed", []),
     "ntm": ("The neural Turing machine beside a plain one, and its cost by slots", []),
+    "repro": ("unroll repro beside dvc repro", []),
+    "ray_step": ("Two workers under Ray Train and under torchrun", []),
+    "plan_scale": ("Order and resume of 1e9 samples on 1,024 ranks", []),
     "joeynmt": ("Translation beside JoeyNMT", []),
 }
 ABOUT = {

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 import yaml
 
 from unroll.config import read_yaml
-from unroll.remote_job import PROJECT
+from unroll.remote_job import COMMANDS, PROJECT
 from unroll.training.launch import load_profile
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +88,9 @@ def test_kubernetes_manifests_have_what_kuberay_needs() -> None:
     assert (cluster["apiVersion"], cluster["kind"]) == (job["apiVersion"], "RayCluster")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     assert job["spec"]["rayClusterSpec"] == cluster["spec"], "one cluster, written down twice"
-    assert job["spec"]["entrypoint"].endswith("repro --ray --profile cluster_cpu report@demo")
+    command = shlex.split(job["spec"]["entrypoint"].partition(" -- ")[2])
+    assert command == ["unroll", "repro", "--ray", "--profile", "cluster_cpu", "report@demo"]
+    assert command[0] in COMMANDS, "what remote_job runs"
     assert job["spec"]["shutdownAfterJobFinishes"] is True
     spec = cluster["spec"]
     assert spec["authOptions"] == {"mode": "token"}
@@ -124,6 +127,13 @@ def test_the_trackers_are_reached_from_this_machine_alone_unless_told_otherwise(
     assert "--artifacts-destination" in unit
 
 
+def test_the_image_and_a_job_find_the_packages_that_they_name() -> None:
+    """`.[cluster]`: Ray's dashboard, which takes jobs, is not in `ray[train]`."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(name.startswith("ray[default]") for name in extras["cluster"])
+    assert "'.[cluster]'" in (CLUSTER / "Dockerfile").read_text()
+
+
 def test_the_image_holds_what_a_job_uploads() -> None:
     lines = (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines()
     assert lines[1] == "*"
@@ -145,7 +155,7 @@ def test_no_file_holds_a_secret_or_opens_the_dashboard(path: Path) -> None:
 
 # --- Slurm, with stand-ins for its commands ----------------------------------------------------------------------------
 
-COMMANDS = {
+STAND_INS = {
     "scontrol": 'case "$1 $2" in "show hostnames") echo one; echo two;; "show job") echo "JobId=7 JobState=$STATE";;\n'
     '*) echo "$*" >> "$SAID/scontrol";; esac',
     "srun": 'while [ "$1" != -w ]; do shift; done; shift; export NODE=$1; shift; exec "$@"',
@@ -163,7 +173,7 @@ COMMANDS = {
 def slurm(root: Path, **variables: str) -> subprocess.Popen[str]:
     tools = root / ".venv" / "bin"
     tools.mkdir(parents=True)
-    for name, text in COMMANDS.items():
+    for name, text in STAND_INS.items():
         (tools / name).write_text(f"#!/bin/bash\n{text.replace('{python}', shlex.quote(sys.executable))}\n")
         (tools / name).chmod(0o755)
     (tools / "activate").write_text(f'PATH="{tools}:$PATH"\n')
