@@ -101,6 +101,7 @@ class RayCluster:
         ip: str = "127.0.0.1",
         before: list[str] | None = None,
         variables: dict[str, str] | None = None,
+        dashboard: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.nodes = folder, []  # type: tuple[Path, list[Node]]
@@ -120,7 +121,11 @@ class RayCluster:
             **(variables or {}),
         }
         port = self.address.rpartition(":")[2]
-        head = ["--head", "--port", port, "--include-dashboard", "false"]
+        head = ["--head", "--port", port, "--include-dashboard", str(dashboard).lower()]
+        if dashboard:
+            self.jobs = f"http://127.0.0.1:{free_port()}"
+            head += ["--dashboard-host", "127.0.0.1", "--dashboard-port", self.jobs.rpartition(":")[2]]
+            head += ["--ray-client-server-port", str(free_port())]
         self.head = self._start(ip, [*head, "--temp-dir", short_folder(folder)], before or [])
         until(self.answers, 90, lambda: f"Ray's head does not start: {self.head.log.read_text()}")
 

@@ -40,6 +40,7 @@ ALLOWED = {
     },
     "dependencies": {"errors", "files", "config"},
     "notice": {"errors"},
+    "copies": {"errors", "files", "journal", "training"},
     "memory": set(),
     "pictures": {"errors", "config", "data", "metrics"},
     "report": {"errors", "config", "files", "metrics"},

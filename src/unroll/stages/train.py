@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unroll.config import load_recipe
+from unroll.copies import kept
 from unroll.errors import UserError
 from unroll.journal import Journal
 from unroll.revision import commit
@@ -37,15 +38,17 @@ def train(
     where = None if plain else load_profile(root, profile)
     for seed in recipe.seeds:
         run = place.run(recipe, seed)
-        start_folder(recipe, seed, run, place)  # before the sender, as it removes a finished run with all that is in it
-        (run / "stop").unlink(missing_ok=True)
-        with Journal(run) as journal:
-            journal.tag({"commit": commit(root) or "unknown"})
-        with sent_to_tracker(run, root, track and not plain), _ending(run):
-            if where is None:
-                train_one(recipe, seed, place, WorkerContext(device=default_device(), stop_file=run / "stop"))
-            else:
-                launch(recipe, seed, place, where)
+        with kept(run, where.copies if where else ""):
+            # Before the sender, as it removes a finished run with all that is in it.
+            start_folder(recipe, seed, run, place)
+            (run / "stop").unlink(missing_ok=True)
+            with Journal(run) as journal:
+                journal.tag({"commit": commit(root) or "unknown"})
+            with sent_to_tracker(run, root, track and not plain), _ending(run):
+                if where is None:
+                    train_one(recipe, seed, place, WorkerContext(device=default_device(), stop_file=run / "stop"))
+                else:
+                    launch(recipe, seed, place, where)
 
 
 @contextmanager

@@ -72,6 +72,7 @@ class Profile(Strict):
     notice_file: str = ""
     notice_signal: str = ""
     notice_seconds: int = Field(default=120, ge=1)
+    copies: str = ""
     address: str = "local"
     environment: dict[str, str] = Field(default_factory=dict)
 
