@@ -184,6 +184,22 @@ def ask(
 
 
 @app.command()
+def caption(
+    recipe: Name,
+    files: Annotated[list[Path], typer.Argument(help="images and clips")],
+    beam: Annotated[int, typer.Option(min=1, help="width of the beam; 1 is greedy")] = 3,
+    n_best: Annotated[int, typer.Option(min=1, help="captions a file, with their scores")] = 1,
+    attention: Annotated[
+        Path | None, typer.Option(help="draw where the model looked in the first file into this PNG")
+    ] = None,
+) -> None:
+    """Say what images and clips show, with a trained recipe."""
+    from unroll.stages.caption import caption as stage
+
+    stage(project_root(), recipe, files, beam, n_best, attention)
+
+
+@app.command()
 def repro(
     targets: Annotated[list[str] | None, typer.Argument(help="stages of dvc.yaml; none: all of them")] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="stages at a time, 1 unless given")] = None,

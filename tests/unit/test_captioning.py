@@ -12,12 +12,14 @@ import torch
 
 from unroll.config import DatasetEntry, Recipe
 from unroll.data.loader import Batch
+from unroll.data.media import encode_clip, encode_jpeg
 from unroll.datasets import drawn_scenes
 from unroll.decoding.conditional import LengthOptions, greedy
 from unroll.errors import UserError
 from unroll.layers.generator import eos
 from unroll.losses.cider import Cider
 from unroll.pictures import draw_all
+from unroll.stages import caption as caption_stage
 from unroll.tasks.captioning import HardAttention, Task, doubly_stochastic, reinforce, token_cider
 from unroll.training.context import WorkerContext
 from unroll.training.runs import Place, build, train_one
@@ -229,3 +231,29 @@ def test_mistakes_are_named(place: Place) -> None:
         by_tokens.plan("train", 1)
     with pytest.raises(UserError, match="captioning knows cider"):
         Task(recipe("show_tell", objective={"sequence": {"reward": "bleu"}}), place.data("image")).options  # noqa: B018
+
+
+@pytest.mark.parametrize(("name", "data"), [("show_attend_tell", "image"), ("s2vt", "clip")])
+def test_files_are_captioned_and_the_attention_drawn(
+    name: str, data: str, place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    made = recipe(name, data)
+    train_one(made, 1, place, WorkerContext())
+    monkeypatch.setattr(caption_stage, "load_recipe", lambda root, name: made)
+    files = [tmp_path / "photo.jpg", tmp_path / "clip.mp4"]
+    pixels = np.random.default_rng(1).integers(0, 256, (6, 40, 60, 3), dtype=np.uint8)
+    files[0].write_bytes(encode_jpeg(pixels[0]))
+    files[1].write_bytes(encode_clip(pixels, 8))
+    picture = tmp_path / "attention.png"
+    capsys.readouterr()
+    caption_stage.caption(place.root, "caption", files, 2, 1, picture)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[0] for line in lines] == [str(path) for path in files]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    caption_stage.caption(place.root, "caption", files[:1], 2, 2, None)
+    scores = [float(line.split("\t")[0]) for line in capsys.readouterr().out.splitlines()]
+    assert scores == sorted(scores, reverse=True)
+    files[0].write_bytes(b"\xff\xd8\xff but no more")
+    for wrong, message in ((files[0], "photo.jpg"), (tmp_path / "none.png", "No such file")):
+        with pytest.raises(UserError, match=message):
+            caption_stage.caption(place.root, "caption", [wrong], 2, 1, None)

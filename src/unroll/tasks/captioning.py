@@ -305,6 +305,8 @@ class Task(GenerationTask):
 
 SHOWN = 8
 """Pictures on a page."""
+DECODED_BYTES = 2**27
+"""Of pictures that are kept decoded, where none is augmented: a small set is decoded in the first epoch alone."""
 
 
 class Collate:
@@ -314,6 +316,8 @@ class Collate:
     def __init__(self, manifest: dict[str, Any], options: Objective, name: str, seed: int | None = None) -> None:
         self.media, self.options, self.name, self.seed = manifest["media"], options, name, seed
         self.vocabulary = manifest["vocabulary"]
+        self._decoded: dict[str, np.ndarray] = {}
+        self._room = DECODED_BYTES
 
     def __call__(self, samples: list[dict[str, Any]], keys: list[int]) -> dict[str, Tensor]:
         captions = [self.captions(sample, key) for sample, key in zip(samples, keys, strict=True)]
@@ -343,9 +347,16 @@ class Collate:
         """What the model sees of a picture: uint8 [F,H,W,3], of an image F = 1."""
         options, place = self.options, f"{self.name}: {sample['key']}"
         augmentation = None if self.seed is None else options.augmentation
+        if sample["key"] in self._decoded:
+            return self._decoded[sample["key"]]
         if self.media == "image":
-            return read_image(sample["media"], options.side, place, augmentation, key)[None]
-        return decode_clip(sample["media"], options.frames, options.side, place, augmentation, key)
+            pixels = read_image(sample["media"], options.side, place, augmentation, key)[None]
+        else:
+            pixels = decode_clip(sample["media"], options.frames, options.side, place, augmentation, key)
+        if augmentation is None and pixels.nbytes <= self._room:
+            self._room -= pixels.nbytes
+            self._decoded[sample["key"]] = pixels
+        return pixels
 
 
 def every_sample(reader: SampleReader) -> Iterator[dict[str, Any]]:
