@@ -49,6 +49,16 @@ TOO_LARGE, UNDECODABLE, UNKNOWN_FORMAT, EMPTY, NO_VIDEO, TOO_LONG, TRUNCATED = M
 IMAGE_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF"}
 CLIP_FORMATS = {"mp4": "mov", "avi": "avi", "webm": "matroska", "gif": "gif"}
 ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes an EXIF orientation."""
 
 # The limits here are lower than Pillow's own and checked before it decodes.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -87,7 +97,7 @@ def decode_image(data: bytes, place: str, at_least: int | None = None) -> np.nda
         MediaError: empty, no known format, larger than the limits, or damaged.
     """
     image, turn = _open_image(data, place, at_least)
-    return np.ascontiguousarray(_upright(np.asarray(image), turn))
+    return np.array(image if turn == 1 else image.transpose(UPRIGHT[turn]))
 
 
 def read_image(
@@ -95,10 +105,13 @@ def read_image(
 ) -> np.ndarray:
     """A square part of an image as uint8 [side,side,3]: the middle, or what `augmentation` draws from `key`."""
     image, turn = _open_image(data, place, side)
-    generator = random.Random(key)
-    box = _box(*image.size, augmentation, generator)
-    image = image.resize((side, side), Image.Resampling.BILINEAR, box, reducing_gap=2.0)
-    return _finish(_upright(np.asarray(image), turn), augmentation, generator)
+    view = _View(*image.size, augmentation, key)
+    image = image.resize((side, side), Image.Resampling.BILINEAR, view.box, reducing_gap=2.0)
+    if turn != 1:
+        image = image.transpose(UPRIGHT[turn])
+    if view.mirrored:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return view.brightened(np.array(image))
 
 
 def _open_image(data: bytes, place: str, at_least: int | None) -> tuple[Image.Image, int]:
@@ -161,18 +174,26 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
-    """Undo an EXIF orientation: [H,W,3] -> [H,W,3] or [W,H,3]."""
-    if turn in (5, 6, 7, 8):
-        pixels = pixels.transpose(1, 0, 2)
-    if turn in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if turn in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return pixels
-
-
 # ---------------------------------------------------------------- cutting
+
+
+class _View:
+    """What is drawn for one image or clip: the part that is used (left, top, right, bottom), whether it is mirrored, and
+    how bright it is. The part is the largest square in the middle unless `augmentation` says otherwise."""
+
+    def __init__(self, width: int, height: int, augmentation: Augmentation | None, key: int) -> None:
+        generator = random.Random(key)
+        self.box = _box(width, height, augmentation, generator)
+        self.mirrored = augmentation is not None and augmentation.flip and generator.random() < 0.5
+        self._brightness = augmentation.brightness if augmentation is not None else 0.0
+        self._factor = 1 + self._brightness * (2 * generator.random() - 1) if self._brightness else 1.0
+
+    def brightened(self, pixels: np.ndarray) -> np.ndarray:
+        """The pixels, all brighter or darker by the same factor."""
+        if not self._brightness:
+            return pixels
+        levels: np.ndarray = (np.arange(256) * self._factor).round().clip(0, 255).astype(np.uint8)
+        return levels[pixels]
 
 
 def _box(
@@ -189,17 +210,6 @@ def _box(
     down = min(float(height), side * (area / stretch) ** 0.5)
     left, top = generator.random() * (width - across), generator.random() * (height - down)
     return left, top, left + across, top + down
-
-
-def _finish(pixels: np.ndarray, augmentation: Augmentation | None, generator: random.Random) -> np.ndarray:
-    """Mirror and brighten what was cut: [...,H,W,3]."""
-    if augmentation is not None and augmentation.flip and generator.random() < 0.5:
-        pixels = pixels[..., ::-1, :]
-    if augmentation is not None and augmentation.brightness:
-        factor = 1 + augmentation.brightness * (2 * generator.random() - 1)
-        levels = (np.arange(256) * factor).round().clip(0, 255).astype(np.uint8)
-        pixels = levels[pixels]
-    return np.ascontiguousarray(pixels)
 
 
 # ---------------------------------------------------------------- clips
@@ -238,14 +248,17 @@ def _decode_video(
     from av.video.reformatter import VideoReformatter
 
     out = np.empty((frames, side, side, 3), np.uint8)
-    generator, reformatter = random.Random(key), VideoReformatter()
-    box: tuple[float, float, float, float] | None = None
-    turn = 0
+    reformatter, view, turn = VideoReformatter(), None, 0
     for slots, frame in _frames_in_time(data, frames, place):
-        if box is None:
-            box, turn = _box(frame.width, frame.height, augmentation, generator), _turns(frame)
-        out[slots] = np.rot90(_cut_frame(frame, side, box, reformatter), turn)
-    return _finish(out, augmentation, generator)
+        if view is None:
+            view, turn = _View(frame.width, frame.height, augmentation, key), _turns(frame)
+        image = _cut_frame(frame, side, view.box, reformatter)
+        if turn:
+            image = image.rotate(90 * turn)
+        if view.mirrored:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        out[slots] = np.asarray(image)
+    return out if view is None else view.brightened(out)
 
 
 def _turns(frame: Any) -> int:
@@ -253,8 +266,8 @@ def _turns(frame: Any) -> int:
     return round(getattr(frame, "rotation", 0) / 90) % 4
 
 
-def _cut_frame(frame: Any, side: int, box: tuple[float, float, float, float], reformatter: Any) -> np.ndarray:
-    """Part of a frame as [side,side,3]. It is shrunk while its colours are converted, and cut afterwards.
+def _cut_frame(frame: Any, side: int, box: tuple[float, float, float, float], reformatter: Any) -> Image.Image:
+    """Part of a frame, `side` x `side`. It is shrunk while its colours are converted, and cut afterwards.
 
     One `reformatter` for all frames of a clip: setting it up takes three times as long as decoding a small frame.
     """
@@ -265,7 +278,7 @@ def _cut_frame(frame: Any, side: int, box: tuple[float, float, float, float], re
     across, down = width / frame.width, height / frame.height
     pixels = reformatter.reformat(frame, width, height, "rgb24", interpolation="AREA", threads=1).to_ndarray()
     part = (box[0] * across, box[1] * down, min(box[2] * across, width), min(box[3] * down, height))
-    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR, part))
+    return Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR, part)
 
 
 def _frames_in_time(data: bytes, frames: int, place: str) -> Iterator[tuple[list[int], Any]]:
