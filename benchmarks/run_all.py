@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, tuple[str, list[str]]] = {
     "parts": ("The batch cut into parts that any number of workers adds up alike", []),
     "tracker": ("A dead tracker", []),
     "ngram": ("Kneser-Ney 5-gram on WikiText-2, counted and scored", WIKITEXT),
+    "media_loader": ("Reading, decoding and augmenting images beside other loaders", []),
     "beam": ("Beam search against greedy decoding", []),
     "memory_prepare": ("Memory of prepare, 10 MB and 1 GB", ["--tokenizers", "characters"]),
     "memory_train": ("Memory of training, 10 MB and 1 GB", []),

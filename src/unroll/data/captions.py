@@ -24,7 +24,7 @@ from unroll.data.pairs import SPECIAL_SYMBOLS
 from unroll.data.shards import token_type
 from unroll.data.sources import file_sha256
 from unroll.data.tokenizers import Tokenizer, TokenizerOptions
-from unroll.data.writers import MediaWriter
+from unroll.data.writers import SHARD_BYTES, MediaWriter
 
 SEPARATORS = re.compile(r"(?:\|{3,}|\s)+")
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
@@ -78,9 +78,9 @@ class CaptionWriter:
     Use as a context manager; `summary` afterwards is this split's part of the manifest.
     """
 
-    def __init__(self, folder: Path, split: str, tokenizer: Tokenizer) -> None:
+    def __init__(self, folder: Path, split: str, tokenizer: Tokenizer, shard_bytes: int = SHARD_BYTES // 4) -> None:
         self.tokenizer = tokenizer
-        self._writer = MediaWriter(folder, split, tokenizer.vocabulary_size + SPECIAL_SYMBOLS)
+        self._writer = MediaWriter(folder, split, tokenizer.vocabulary_size + SPECIAL_SYMBOLS, shard_bytes)
         self._written = 0
         self._counts = {"captions": 0, "caption_tokens": 0, "longest_caption": 0, "media_bytes": 0}
         self._extensions: dict[str, int] = {}
