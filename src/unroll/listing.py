@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,17 +107,15 @@ def _print_cost(recipe: Recipe, root: Path, console: Console) -> None:
     train: Any = recipe.train
     task, model = build(recipe, Place(root))
     workers = worker_count(load_profile(root, "local"))
+    if train.batch is None:
+        _print_cost_of_samples(task, model, recipe, workers, console)
+        return
     slices = row_slices(train, WorkerContext())
     _, length = _row(task, train)
     console.print(
         f"batch     {train.batch} rows x {length} tokens in {len(slices)} pass(es), workers {workers}, {train.precision}"
     )
-    table = Table(box=None, pad_edge=False)
-    for column in ("parameter", "shape", "count"):
-        table.add_column(column, justify="right" if column == "count" else "left")
-    for parameter_name, parameter in model.named_parameters():
-        table.add_row(escape(parameter_name), str(list(parameter.shape)).replace("[", "\\["), f"{parameter.numel():,}")
-    console.print(table)
+    _print_parameters(model, console)
     for state_name, value in model.initial_state(train.batch).items():  # type: ignore[operator]
         console.print(f"carried   {state_name} {list(value.shape)}".replace("[", "\\["))
     parameters = sum(p.numel() for p in model.parameters())
@@ -129,6 +128,48 @@ def _print_cost(recipe: Recipe, root: Path, console: Console) -> None:
     console.print(f"time      about {seconds / 60:.1f} minutes a seed here (matrix rate x {GUESSED_EFFICIENCY})")
 
 
+def _print_parameters(model: torch.nn.Module, console: Console) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("parameter", "shape", "count"):
+        table.add_column(column, justify="right" if column == "count" else "left")
+    for parameter_name, parameter in model.named_parameters():
+        table.add_row(escape(parameter_name), str(list(parameter.shape)).replace("[", "\\["), f"{parameter.numel():,}")
+    console.print(table)
+
+
+def _print_cost_of_samples(task: Any, model: torch.nn.Module, recipe: Recipe, workers: object, console: Console) -> None:
+    """Samples differ in size, so one batch is run forwards and backwards: its memory, and its time for every step."""
+    train: Any = recipe.train
+    with task.loader(recipe.seeds[0], WorkerContext(), None) as loader:
+        batch = next(iter(loader))[0]
+    shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in batch.tensors.items())
+    console.print(f"batch     {train.batch_tokens} tokens, workers {workers}, {train.precision}")
+    console.print(escape(f"          the first one: {shapes}"))
+    _print_parameters(model, console)
+    kept: dict[int, int] = {}
+    started = time.perf_counter()
+    with autocast(train, torch.device("cpu")), torch.autograd.graph.saved_tensors_hooks(_noting(kept), lambda t: t):
+        task.loss(model.train(), batch, None).objective.backward()
+    seconds = time.perf_counter() - started
+    parameters = sum(p.numel() for p in model.parameters())
+    steps = task.total_steps(recipe.seeds[0])
+    memory = (parameters * 16 + sum(kept.values())) / 2**20
+    console.print(
+        f"total     {parameters:,} parameters, {steps:,} steps, about {memory:,.0f} MB beside Python and torch"
+    )
+    console.print(f"time      about {steps * seconds / 60:.1f} minutes a seed here (one batch, measured)")
+
+
+def _noting(kept: dict[int, int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A hook that notes the storage of every tensor kept for the backward pass."""
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    return note
+
+
 def _activation_bytes(task: Any, model: torch.nn.Module, recipe: Recipe) -> float:
     """Bytes kept for the backward pass, measured on one row of a few tokens and scaled to the batch."""
     train: Any = recipe.train
@@ -139,7 +180,7 @@ def _activation_bytes(task: Any, model: torch.nn.Module, recipe: Recipe) -> floa
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with autocast(train, torch.device("cpu")), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with autocast(train, torch.device("cpu")), torch.autograd.graph.saved_tensors_hooks(_noting(kept), lambda t: t):
         model(row, model.initial_state(1))  # type: ignore[operator]
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     bytes_kept = sum(size for pointer, size in kept.items() if pointer not in parameters)

@@ -9,9 +9,10 @@ Every fact is one vector, and so is the question; there are F + 1 nodes, the que
            x <- x + W_2 ReLU(W_1 LayerNorm(x))
     scores = W LayerNorm(x_q)
 
-The logits of a head are z_ti = k_i . q_t / sqrt(D_h) + sum_w m_w n_tw n_iw: n_tw is 1 if word w stands in sentence t, and
-m_w a learnt number for each word and head, one and the same for all names. So "about the same thing" need not be found
-out anew for every name and every place in a sentence. Heads differ in how logits become weights:
+The logits of a head are z_ti = k_i . q_t / sqrt(D_h) + sum_r u_r sum_w g_rw n_tw n_iw: n_tw is 1 if word w stands in
+sentence t, g_rw says how much word w is of kind r (of `kinds`; names are all alike), and u_r how much the head cares for
+words of that kind. So "about the same thing" need not be found out anew for every name and every place in a sentence.
+Heads differ in how logits become weights:
 
     recent   stick-breaking over the nodes before t, from the nearest on:  a_ti = s(z_ti) prod_{i<j<t} (1 - s(z_tj))
     next     the same over the nodes after t
@@ -54,7 +55,7 @@ NEVER = -1e9
 
 class Config(Strict):
     """hops; width D; embedding E of a word; places: words of a sentence that have a matrix of their own; heads of each
-    kind; inner width of the feed-forward part; shared: the same weights in every hop; dropout of every summand."""
+    kind; inner width of the feed-forward part; kinds of words; shared: the same weights in every hop; dropout."""
 
     hops: int = Field(4, ge=1)
     width: int = Field(128, ge=1)
@@ -64,6 +65,7 @@ class Config(Strict):
     next: int = Field(2, ge=0)
     any: int = Field(2, ge=0)
     inner: int = Field(256, ge=1)
+    kinds: int = Field(4, ge=1)
     shared: bool = False
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
@@ -88,43 +90,32 @@ TINY = [
 class Hop(nn.Module):
     """One round of attention and a feed-forward part."""
 
-    def __init__(self, config: Config, vocabulary: Mapping[str, int]) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
-        width, self.entities = config.width, vocabulary["entities"]
+        width = config.width
         self.config, self.heads = config, config.recent + config.next + config.any
         self.attention_norm, self.inner_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
         self.combine = nn.Linear(width, width)
         self.inner, self.outer = nn.Linear(width, config.inner), nn.Linear(config.inner, width)
         self.dropout = Dropout(config.dropout)
-        names = min(self.entities, 1)  # one number for all of them
-        self.match = nn.Parameter(torch.full((self.heads, vocabulary["words"] - self.entities + names), 0.5))
+        self.match = nn.Parameter(torch.rand(self.heads, config.kinds) * 2 / config.kinds)
 
-    def forward(self, nodes: Tensor, told: Tensor, words: Tensor, last: bool = False) -> tuple[Tensor, Tensor]:
-        """nodes [B,N,D], told [B,N], words [B,N,V] -> nodes [B,N,D] and weights [B,H,N,N]; with `last` of the last node
-        alone."""
+    def forward(self, nodes: Tensor, told: Tensor, common: Tensor, last: bool = False) -> tuple[Tensor, Tensor]:
+        """nodes [B,N,D], told [B,N], words in common [B,kinds,N,N] -> nodes [B,N,D] and weights [B,H,N,N]; with `last` of
+        the last node alone."""
         normed = self.attention_norm(nodes)
         asking = normed[:, -1:] if last else normed  # [B,T,D]
         query = self._split(self.query(asking))  # [B,H,T,D/H]
         key, value = (self._split(part) for part in self.key_value(normed).chunk(2, -1))
         logits = at_least_float32(query @ key.transpose(-1, -2)) / math.sqrt(query.shape[-1])  # [B,H,T,N]
-        logits = logits + self.matches(words[:, -1:] if last else words, words)
+        logits = logits + torch.einsum("hr,brtn->bhtn", self.match, common[:, :, -1:] if last else common)
         weights = self.weights(logits, told)
         read = (weights.to(value.dtype) @ value).transpose(1, 2).flatten(2)  # [B,T,D]
         nodes = nodes[:, -1:] if last else nodes
         nodes = nodes + self.dropout(self.combine(read))
         inner = torch.relu(self.inner(self.inner_norm(nodes)))
         return nodes + self.dropout(self.outer(inner)), weights
-
-    def matches(self, asking: Tensor, words: Tensor) -> Tensor:
-        """sum_w m_w n_tw n_iw: words of some nodes [B,T,V] and of all [B,N,V] -> [B,H,T,N]."""
-        first, number = ENTITIES, self.entities
-        match: Tensor = self.match
-        if number:
-            match = torch.cat(
-                [match[:, :first], match[:, first : first + 1].expand(-1, number), match[:, first + 1 :]], 1
-            )
-        return (asking[:, None] * match[:, None]) @ words[:, None].transpose(-1, -2)
 
     def weights(self, logits: Tensor, told: Tensor) -> Tensor:
         """Logits [B,H,T,N] of the last T nodes to weights, head by head."""
@@ -168,8 +159,12 @@ class Model(StoryModel):
         self.encode_question = SentenceEncoder(self.embedding, config.places, width)
         self.mix = nn.Linear(3 * width, width)
         self.meet = nn.Linear(config.places**2, width, bias=False)
+        self.listed_words = vocabulary["words"] - ENTITIES - vocabulary["entities"]
+        self.kinds = nn.Parameter(
+            torch.rand(config.kinds, ENTITIES + min(vocabulary["entities"], 1) + self.listed_words)
+        )
         self.question_bias = nn.Parameter(torch.zeros(width))
-        self.hops = nn.ModuleList(Hop(config, vocabulary) for _ in range(1 if config.shared else config.hops))
+        self.hops = nn.ModuleList(Hop(config) for _ in range(1 if config.shared else config.hops))
         self.norm, self.dropout = nn.LayerNorm(width), Dropout(config.dropout)
         self.output = AnswerLayer(width, vocabulary, config.embedding)
 
@@ -180,11 +175,11 @@ class Model(StoryModel):
         mixed = mixed + self.meet(self._meetings(inputs["facts"], inputs["question"]))
         nodes = self.dropout(torch.cat([mixed, question + self.question_bias], 1))  # [B,F+1,D]
         told = F.pad(facts_told(inputs["facts"]), (0, 1), value=True)  # [B,F+1]
-        words = torch.cat([self._present(inputs["facts"]), self._present(inputs["question"])[:, None]], 1)  # [B,F+1,V]
+        common = self._common(inputs["facts"], inputs["question"])
         attention = []
         for number in range(self.config.hops):
             hop = self.hops[number % len(self.hops)]
-            nodes, weights = hop(nodes, told, words, last=number + 1 == self.config.hops)
+            nodes, weights = hop(nodes, told, common, last=number + 1 == self.config.hops)
             attention.append(self._reported(weights[:, :, -1, :-1]))
         return Answer(self.output(self.norm(nodes[:, -1]), self.embedding.weight), torch.stack(attention, 1))
 
@@ -200,6 +195,14 @@ class Model(StoryModel):
         """The mean over heads, [B,H,F] -> [B,F], without those that look after the question, where nothing is."""
         first, second = self.config.recent, self.config.recent + self.config.next
         return torch.cat([weights[:, :first], weights[:, second:]], 1).mean(1)
+
+    def _common(self, facts: Tensor, question: Tensor) -> Tensor:
+        """sum_w g_rw n_tw n_iw: how many words of each kind two sentences have in common, [B,kinds,N,N]."""
+        words = torch.cat([self._present(facts), self._present(question)[:, None]], 1)  # [B,N,V]
+        names = self.kinds[:, ENTITIES : ENTITIES + 1].expand(-1, self.output.entities)
+        kinds = torch.cat([self.kinds[:, :ENTITIES], names, self.kinds[:, -self.listed_words :]], 1)  # [kinds,V]
+        weighted = words[:, None] * kinds[:, None]  # [B,kinds,N,V]
+        return (weighted.flatten(1, 2) @ words.transpose(1, 2)).unflatten(1, (len(kinds), -1))
 
     def _present(self, sentences: Tensor) -> Tensor:
         """1 for every word that stands in a sentence: ids [...,W] -> [...,V]."""

@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from unroll.config import Recipe, Strict, Training, check
 from unroll.data.loader import MASKED, Batch, SampleLoader
-from unroll.data.plan import SamplePlan
+from unroll.data.plan import SamplePlan, sample_key
 from unroll.data.shards import SampleReader, load_manifest
 from unroll.data.stories import ENTITIES, PADDING, StoryTokenizer
 from unroll.errors import UserError
@@ -49,12 +49,14 @@ FAILED = 5.0
 
 class Objective(Strict):
     """What training minimises and on what; see the head of this file. `support`: weight of the loss on supporting facts
-    (strong supervision); 0 does not look at them. `validation`: the mean log-loss of a question, or
+    (strong supervision); 0 does not look at them. `share`: how much of a task's questions an epoch takes, all of them
+    once unless told; other ones in each epoch if it is less than 1. `validation`: the mean log-loss of a question, or
     the error in %, averaged over tasks. `names`: whether names are given other numbers each time."""
 
     answers: Literal["one", "several"] = "one"
     question_cost: int = Field(16, ge=1)
     support: float = Field(0.0, ge=0.0)
+    share: dict[int, Annotated[float, Field(gt=0.0)]] = Field({})
     time_noise: float = Field(0.0, ge=0.0, lt=1.0)
     linear: bool = False
     names: Literal["shuffled", "fixed"] = "shuffled"
@@ -117,20 +119,33 @@ class Task:
         )
         return StoryTable.of(reader), plan
 
+    def training_plan(self, seed: int) -> tuple[StoryTable, SamplePlan, Shares | None]:
+        """The plan of the training split; with `share` over rows that are other ones in each epoch."""
+        table, plan = self.plan("train", seed)
+        if not self.objective.share:
+            return table, plan, None
+        shares = Shares(table.tasks, self.objective.share, seed)
+        cost = self.objective.question_cost
+
+        def lengths(_: int, epoch: int) -> np.ndarray:
+            return table.fact_counts[shares.rows(epoch)][:, None] + cost
+
+        return table, SamplePlan([len(shares.rows(0))], lengths, plan.batch_tokens, WINDOW_SHARDS, seed), shares
+
     def total_steps(self, seed: int) -> int:
         """Number of updates of the whole run."""
         if self.training.steps is not None:
             return self.training.steps
         assert self.training.epochs is not None
-        _, plan = self.plan("train", seed)
+        _, plan, _ = self.training_plan(seed)
         return sum(len(plan.batches(window)) for window in range(self.training.epochs * plan.windows_per_epoch))
 
     def loader(self, seed: int, context: WorkerContext, position: dict[str, int] | None) -> SampleLoader:
         """The batches of this worker from `position` on, for ever: one list a step, one batch for each pass."""
-        table, plan = self.plan("train", seed)
+        table, plan, shares = self.training_plan(seed)
         options = self.objective
         shuffled = options.names == "shuffled"
-        collate = Collate(table, self.vocabulary["entities"], shuffled, options.time_noise, seed)
+        collate = Collate(table, self.vocabulary["entities"], shuffled, options.time_noise, seed, shares)
         passes = context.passes(self.training.parts)
         return SampleLoader(table, plan, collate, context.rank, context.size, passes, position)  # type: ignore[arg-type]
 
@@ -374,19 +389,43 @@ def flattened(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return (np.concatenate(parts) if parts else np.zeros(0)).astype(np.int32), starts
 
 
+class Shares:
+    """The rows of an epoch that takes more of some tasks than of others, every row of a task as often as the next."""
+
+    def __init__(self, tasks: np.ndarray, share: dict[int, float], seed: int) -> None:
+        order = np.random.default_rng([seed, 1]).permutation(len(tasks))
+        self._rows = [(order[tasks[order] == task], share.get(int(task), 1.0)) for task in np.unique(tasks)]
+        self.rows = lru_cache(maxsize=3)(self._draw)
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        parts = []
+        for rows, share in self._rows:
+            count = max(1, round(share * len(rows)))
+            parts.append(rows[(np.arange(count) + epoch * count) % len(rows)])
+        return np.concatenate(parts)
+
+
 class Collate:
     """Rows of a table to tensors: `facts` int64 [B,F,W], `question` [B,Q], `answers` [B,N] and `support` [B,N] (-1 where
     there are fewer), `task` [B], and with entities `numbers` [B,E]: the number that each of them was given. Padding of
     words is 0, a fact of nothing but padding is none. What is random is keyed by sample."""
 
     def __init__(
-        self, table: StoryTable, entities: int, shuffled: bool = False, time_noise: float = 0.0, seed: int = 0
+        self,
+        table: StoryTable,
+        entities: int,
+        shuffled: bool = False,
+        time_noise: float = 0.0,
+        seed: int = 0,
+        shares: Shares | None = None,
     ) -> None:
         self.table, self.entities, self.shuffled = table, entities, shuffled
-        self.time_noise, self.seed = time_noise, seed
+        self.time_noise, self.seed, self.shares = time_noise, seed, shares
 
     def __call__(self, rows: list[int], keys: list[int]) -> dict[str, Tensor]:
         table, at = self.table, np.array(rows, np.int64)
+        if self.shares is not None and keys:
+            at = self.shares.rows(epoch_of(keys[0]))[at]
         counts = table.fact_counts[at]  # [B]
         fact, row_of_fact, place = spans(table.fact_starts[at], counts)  # all facts of the batch, one after the other
         told = place
@@ -421,6 +460,11 @@ class Collate:
         drawn = hashed(np.array(keys), size, self.seed + 1) / 2.0**64
         noise = (drawn < self.time_noise).cumsum(1)  # [B,F]
         return place + noise[row, place]
+
+
+def epoch_of(key: int) -> int:
+    """The epoch in a number that `sample_key` made."""
+    return key // sample_key(1, 0, 0)
 
 
 def spans(starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
