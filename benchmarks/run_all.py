@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, tuple[str, list[str]]] = {
     "ngram": ("Kneser-Ney 5-gram on WikiText-2, counted and scored", WIKITEXT),
     "media_loader": ("Reading, decoding and augmenting images beside other loaders", []),
     "beam": ("Beam search against greedy decoding", []),
+    "cider": ("CIDEr-D as a reward against pycocoevalcap", []),
     "memory_prepare": ("Memory of prepare, 10 MB and 1 GB", ["--tokenizers", "characters"]),
     "memory_train": ("Memory of training, 10 MB and 1 GB", []),
     "no_change": ("dvc repro when nothing changed", []),
