@@ -72,9 +72,7 @@ def test_halting_weights_sum_to_one(cell: str) -> None:
 
 def test_the_ponder_cost_lengthens_or_shortens() -> None:
     """Its gradient is that of the remainder: a step against it makes the first halting probabilities larger."""
-    config = recurrent_network.Config(
-        cell="act", width=8, options={"cell": "gru", "halting_bias": -1.0}, ponder_cost=1.0
-    )
+    config = recurrent_network.Config(cell="act", width=8, options={"cell": "gru", "halting_bias": -1.0})
     model = recurrent_network.Model(config, {"inputs": 3, "outputs": 1})
     output = model(torch.randn(5, 2, 3), model.initial_state(5))
     spent = output.state["0.ponder"]

@@ -1,5 +1,6 @@
 """Generated tasks: what is asked for is right, and the same whoever asks and in whatever order."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from unroll.data.algorithms import OPERATIONS, GeneratedPlan, operation_of
 from unroll.data.loader import GeneratedLoader
 from unroll.datasets import algorithms
 from unroll.errors import UserError
+from unroll.pictures import draw_all
 from unroll.tasks.algorithms import Task, ring, tensors_of
 from unroll.training.context import WorkerContext
+from unroll.training.loop import Preempted
+from unroll.training.runs import Place, load_model, train_one
 
 ROWS = 40
 
@@ -284,3 +288,58 @@ def test_slots_in_use_are_shown_around_the_end() -> None:
     assert ring([2, 4], 8) == [2, 3, 4]
     assert ring([3], 5) == [3]
     assert ring([], 3) == [0, 1, 2]
+
+
+# --- training ------------------------------------------------------------------------------------------------------------
+
+
+class StopsAt(WorkerContext):
+    """Asks for a stop at one step, as SIGTERM would."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.calls, self.step = 0, step
+
+    def wants_stop(self) -> bool:
+        self.calls += 1
+        return self.calls == self.step
+
+
+MACHINES = [
+    {"cell": "ntm", "width": 8, "options": {"slots": 6, "slot_width": 4}},
+    {"cell": "dnc", "width": 8, "options": {"slots": 5, "slot_width": 4}},
+    {"cell": "act", "width": 8, "options": {"cell": "gru", "maximum": 4}},
+    {"cell": "lru", "width": 8},
+]
+
+
+@pytest.mark.parametrize("model", MACHINES, ids=lambda model: model["cell"])
+def test_a_run_stopped_twice_ends_with_the_same_weights_bit_for_bit(tmp_path: Path, model: dict[str, Any]) -> None:
+    prepare(tmp_path / "data/prepared/generated")
+    train = {"batch": 3, "steps": 12, "validate_every": 4, "checkpoint_every": 2, "optimizer": {"learning_rate": 0.01}}
+    recipe = Recipe.model_validate(
+        {"suite": "tiny", "task": "algorithms", "dataset": "generated", "train": {**train, "objective": {"ponder_cost": 0.1}},
+         "model": {"name": "recurrent_network", **model}, "evaluate": {}, "name": "r"}
+    )  # fmt: skip
+    weights = []
+    for name, stops in (("undisturbed", ()), ("stopped", (3, 8))):
+        place = Place(tmp_path / name)
+        (tmp_path / name / "data").mkdir(parents=True)
+        (tmp_path / name / "data/prepared").symlink_to(tmp_path / "data/prepared")
+        for stop in stops:
+            with pytest.raises(Preempted):
+                train_one(recipe, 1, place, StopsAt(stop))
+        train_one(recipe, 1, place, WorkerContext())
+        weights.append((place.model(recipe, 1) / "weights.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    description, trained = load_model(place.model(recipe, 1))
+    task(tmp_path / "data/prepared/generated", predict={"longer": "longer"}).predict(
+        trained, tmp_path, 1, torch.device("cpu")
+    )
+    assert description["operation"] == "copy"
+    lines = [json.loads(text) for text in (tmp_path / "sequences.jsonl").read_text().splitlines()]
+    assert [entry["id"] for entry in lines] == list(range(29))
+    assert ("ponder" in lines[0]) == (model["cell"] == "act")
+    kinds = [json.loads(text)["kind"] for text in (tmp_path / "pictures.jsonl").read_text().splitlines()]
+    assert kinds == ["heat_maps"] * 2 * (model["cell"] in ("ntm", "dnc")) + ["curves"] * (1 + (model["cell"] == "act"))
+    assert draw_all(tmp_path, tmp_path) == len(kinds)

@@ -10,7 +10,7 @@ Paper: Graves 2016, arXiv:1603.08983. At time t the cell runs n = 1, 2, ... on (
 
 A row that has halted takes no part in further steps: what it gives does not depend on the other rows.
 
-State: that of the cell, and ponder [B], the sum of N + R so far; a model adds `ponder_cost` times what was spent to its loss.
+State: that of the cell, and ponder [B], the sum of N + R so far; what was spent, times a `ponder_cost`, joins the loss.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ With x^0 = the inputs, for each layer l a cell of `layers/` (rnn, lstm, gru; ntm
     h^l_1..T = cell(x^{l-1}_1..T)       x^l = h^l, or x^{l-1} + h^l from the second layer on with `residual`
     y_t = W x^L_t + b                   logits of bits or classes, or numbers: the task knows
 
-State: that of each layer, "<layer>.<name>". A layer whose state has "ponder" [B], the computation spent so far, adds
-`ponder_cost` times what it spent to the training loss (`layers/act.py`).
+State: that of each layer, "<layer>.<name>". A layer whose state has "ponder" [B], the computation spent so far, gives what it
+spent as the penalty `ponder` (`layers/act.py`), which the task weighs.
 
 Numbers to reach: see `recipes/algorithms.yaml`.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -32,7 +33,6 @@ class Config(Strict):
     layers: int = Field(1, ge=1)
     width: int = Field(100, ge=1)
     residual: bool = False
-    ponder_cost: float = Field(0.0, ge=0.0)
 
     @model_validator(mode="after")
     def known_cell(self) -> Self:
@@ -52,7 +52,7 @@ TINY: list[dict[str, Any]] = [
 
 @dataclass
 class Output:
-    """values [B,T,O]; the state after them; penalties: named sums over the rows, weighted, for the training loss."""
+    """values [B,T,O]; the state after them; penalties: named sums over the rows, for the training loss."""
 
     values: Tensor
     state: State
@@ -85,11 +85,9 @@ class Model(nn.Module):
             outputs, layer_state = layer(inputs, part_of(state, number))  # [B,T,H]
             inputs = outputs + inputs if self.config.residual and number > 0 else outputs
             after |= numbered(number, layer_state)
-        penalties = {}
-        if self.training and self.config.ponder_cost:
-            spent = [(after[name] - state[name]).sum() for name in after if name.endswith(".ponder")]
-            penalties = {"ponder": self.config.ponder_cost * sum(spent)} if spent else {}
-        return Output(self.output(inputs), after, penalties)  # type: ignore[arg-type]
+        spent = [(after[name] - state[name]).sum() for name in after if name.endswith(".ponder")]
+        penalties = {"ponder": torch.stack(spent).sum()} if spent and self.training else {}
+        return Output(self.output(inputs), after, penalties)
 
     @property
     def flops_per_token(self) -> int:

@@ -36,9 +36,10 @@ UNITS = {"bits": "bits_per_sequence", "classes": "bits_per_sequence", "numbers":
 
 
 class Objective(Strict):
-    """`per`: what the loss sum is divided by."""
+    """`per`: what the loss sum is divided by. `ponder_cost`: of a step of computation of one sequence, beside the mean loss."""
 
     per: Literal["prediction", "sequence"] = "prediction"
+    ponder_cost: float = Field(0.0, ge=0.0)
 
 
 class Prediction(Strict):
@@ -118,9 +119,9 @@ class Task:
         """Loss of one batch, a sum; nothing is carried."""
         output = self.run(model, batch.tensors["inputs"])
         total = self.losses(output.values, batch.tensors).sum()
+        cost, ponder = self.objective.ponder_cost, output.penalties.get("ponder")
         per_row = batch.weight / len(batch.tensors["inputs"])
-        objective = total + sum(penalty * per_row for penalty in output.penalties.values())
-        return Loss(objective, total.detach(), None)
+        return Loss(total if ponder is None else total + cost * per_row * ponder, total.detach(), None)
 
     def run(self, model: Any, inputs: Tensor) -> Any:
         """What a model makes of whole sequences [B,T,D]."""
