@@ -137,7 +137,9 @@ def _print_parameters(model: torch.nn.Module, console: Console) -> None:
     console.print(table)
 
 
-def _print_cost_of_samples(task: Any, model: torch.nn.Module, recipe: Recipe, workers: object, console: Console) -> None:
+def _print_cost_of_samples(
+    task: Any, model: torch.nn.Module, recipe: Recipe, workers: object, console: Console
+) -> None:
     """Samples differ in size, so one batch is run forwards and backwards: its memory, and its time for every step."""
     train: Any = recipe.train
     with task.loader(recipe.seeds[0], WorkerContext(), None) as loader:

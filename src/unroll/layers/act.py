@@ -112,4 +112,5 @@ class Layer(nn.Module):
 
 def _mean(weights: Tensor, values: list[Tensor]) -> Tensor:
     """sum_n p^n v^n: weights [n,B], values [B,...] each."""
-    return torch.einsum("nb,nb...->b...", weights.to(values[0].dtype), torch.stack(values))
+    shape = (*weights.shape, *[1] * (values[0].dim() - 1))
+    return (weights.view(shape) * torch.stack(values)).sum(0)

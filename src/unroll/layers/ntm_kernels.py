@@ -207,122 +207,126 @@ class _Machine(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        (both, gates, cells, squashed, said, bounded, memories, places, scaled, inverse, dots, content, padded, shifted,
-         logs, weight_hidden, weight_heads) = ctx.saved_tensors  # fmt: skip
-        heads: Heads = ctx.heads
-        steps, batch, _ = gates.shape
-        slots, slot_width = memories.shape[2:]
-        reading, count, reach, width = heads.reading, heads.count, heads.shifts // 2, weight_heads.shape[1]
-        _, add_end, _, gate_end, _, gamma_end, _ = heads.blocks
-        d_hidden, d_reads, d_cell, d_memory, d_places = gradients
+        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+            return _backward(ctx, gradients)
 
-        d_both = both.new_zeros(batch, both.shape[2])
-        d_m = torch.zeros_like(memories[0]) if d_memory is None else d_memory.clone()
-        d_w = torch.zeros_like(places[0]) if d_places is None else d_places.clone()
-        d_gates, d_said = torch.empty_like(gates), torch.empty_like(said)
-        lefts = both.new_empty(batch, reading + count, slots)  # what memory was read by: weightings, d dots
-        rights = both.new_empty(batch, reading + count, slot_width)
-        wide = both.new_empty(1, batch, count, slots + 2 * reach)
-        middle, ends = wide[0, ..., reach : reach + slots], _ends(slots, reach)
-        wide_unfolded = _unfolded(wide, heads.shifts, slots)[0]
 
-        # What needs no loop: slopes of all bounds, lengths of the keys.
-        parts, d_parts = heads.split(bounded), heads.split(d_said)
-        slopes = torch.empty_like(said[..., :gamma_end])
-        torch.addcmul(slopes.new_ones(()), bounded[..., :add_end], bounded[..., :add_end], value=-1,
-                      out=slopes[..., :add_end])  # fmt: skip
-        squeezed = bounded[..., add_end:gate_end]
-        torch.mul(squeezed, 1 - squeezed, out=slopes[..., add_end:gate_end])
-        torch.sigmoid(said[..., gate_end:gamma_end], out=slopes[..., gate_end:gamma_end])
-        k_inverse = torch.linalg.vecdot(parts.key, parts.key).add_(SMOOTH).rsqrt_()  # [T,B,A]
-        k_scale = parts.beta * k_inverse
-        powers = (parts.gamma + 1).unsqueeze(-1) / shifted  # [T,B,A,N]
-        moved = content - places[:-1]
-        cubes = inverse[:, :, 0].pow(3)  # [T,B,N]
-        slope_rows, k_inverses, k_scales = slopes.unbind(0), k_inverse.unbind(0), k_scale.unsqueeze(-1).unbind(0)
-        k_bends = (k_scale * k_inverse.square()).unbind(0)
-        power_rows, moved_rows, cube_rows = powers.unbind(0), moved.unbind(0), cubes.unbind(0)
-        bent_rows, said_rows = d_said[..., :gamma_end].unbind(0), d_said.unbind(0)
-        keys, adds, erases, mixes = (x.unbind(0) for x in (parts.key, parts.add, parts.erase, parts.gate.unsqueeze(-1)))
-        shift_rows, flat_shifts = parts.shifts.unbind(0), parts.shifts.flatten(1, 2).unsqueeze(2).unbind(0)
-        d_key, d_add, d_erase, d_mix, d_beta, d_gamma, d_shift = (part.unbind(0) for part in d_parts)
-        gate_rows, memory_rows, across = d_gates.unbind(0), memories.unbind(0), memories.transpose(2, 3).unbind(0)
-        place_rows, reading_rows = places.unbind(0), places[:, :, :reading].unbind(0)
-        writing_rows, content_rows, dot_rows = places[:, :, reading:].unbind(0), content.unbind(0), dots.unbind(0)
-        inverse_rows, log_rows, scaled_rows = inverse.unbind(0), logs.unbind(0), scaled.unbind(0)
-        sources = _unfolded(padded, heads.shifts, slots).transpose(2, 3).unbind(0)
-        no_rows = (None,) * steps
-        given_hidden = no_rows if d_hidden is None else d_hidden.unbind(0)
-        given_reads = no_rows if d_reads is None else d_reads.unbind(0)
-        d_c = None
-        if cells is not None:
-            d_c = torch.zeros_like(cells[0]) if d_cell is None else d_cell.clone()
-            squashed_slopes = torch.addcmul(squashed.new_ones(()), squashed, squashed, value=-1)
-            through = (squashed_slopes * gates[..., 2 * width : 3 * width]).unbind(0)  # dh -> dc
-            i, f, o, candidate = gates.chunk(4, -1)
-            # d gates = these times (dc, dc, dh, dc)
-            to_gates = torch.cat([candidate * i * (1 - i), cells[:-1] * f * (1 - f), squashed * o * (1 - o),
-                                  i * (1 - candidate * candidate)], -1).unbind(0)  # fmt: skip
-            forgets = f.unbind(0)
+def _backward(ctx: Any, gradients: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
+    """The gradients of all arguments of `forward`, from those of its results."""
+    (both, gates, cells, squashed, said, bounded, memories, places, scaled, inverse, dots, content, padded, shifted,
+     logs, weight_hidden, weight_heads) = ctx.saved_tensors  # fmt: skip
+    heads: Heads = ctx.heads
+    steps, batch, _ = gates.shape
+    slots, slot_width = memories.shape[2:]
+    reading, count, reach, width = heads.reading, heads.count, heads.shifts // 2, weight_heads.shape[1]
+    _, add_end, _, gate_end, _, gamma_end, _ = heads.blocks
+    d_hidden, d_reads, d_cell, d_memory, d_places = gradients
+
+    d_both = both.new_zeros(batch, both.shape[2])
+    d_m = torch.zeros_like(memories[0]) if d_memory is None else d_memory.clone()
+    d_w = torch.zeros_like(places[0]) if d_places is None else d_places.clone()
+    d_gates, d_said = torch.empty_like(gates), torch.empty_like(said)
+    lefts = both.new_empty(batch, reading + count, slots)  # what memory was read by: weightings, d dots
+    rights = both.new_empty(batch, reading + count, slot_width)
+    wide = both.new_empty(1, batch, count, slots + 2 * reach)
+    middle, ends = wide[0, ..., reach : reach + slots], _ends(slots, reach)
+    wide_unfolded = _unfolded(wide, heads.shifts, slots)[0]
+
+    # What needs no loop: slopes of all bounds, lengths of the keys.
+    parts, d_parts = heads.split(bounded), heads.split(d_said)
+    slopes = torch.empty_like(said[..., :gamma_end])
+    torch.addcmul(slopes.new_ones(()), bounded[..., :add_end], bounded[..., :add_end], value=-1,
+                  out=slopes[..., :add_end])  # fmt: skip
+    squeezed = bounded[..., add_end:gate_end]
+    torch.mul(squeezed, 1 - squeezed, out=slopes[..., add_end:gate_end])
+    torch.sigmoid(said[..., gate_end:gamma_end], out=slopes[..., gate_end:gamma_end])
+    k_inverse = torch.linalg.vecdot(parts.key, parts.key).add_(SMOOTH).rsqrt_()  # [T,B,A]
+    k_scale = parts.beta * k_inverse
+    powers = (parts.gamma + 1).unsqueeze(-1) / shifted  # [T,B,A,N]
+    moved = content - places[:-1]
+    cubes = inverse[:, :, 0].pow(3)  # [T,B,N]
+    slope_rows, k_inverses, k_scales = slopes.unbind(0), k_inverse.unbind(0), k_scale.unsqueeze(-1).unbind(0)
+    k_bends = (k_scale * k_inverse.square()).unbind(0)
+    power_rows, moved_rows, cube_rows = powers.unbind(0), moved.unbind(0), cubes.unbind(0)
+    bent_rows, said_rows = d_said[..., :gamma_end].unbind(0), d_said.unbind(0)
+    keys, adds, erases, mixes = (x.unbind(0) for x in (parts.key, parts.add, parts.erase, parts.gate.unsqueeze(-1)))
+    shift_rows, flat_shifts = parts.shifts.unbind(0), parts.shifts.flatten(1, 2).unsqueeze(2).unbind(0)
+    d_key, d_add, d_erase, d_mix, d_beta, d_gamma, d_shift = (part.unbind(0) for part in d_parts)
+    gate_rows, memory_rows, across = d_gates.unbind(0), memories.unbind(0), memories.transpose(2, 3).unbind(0)
+    place_rows, reading_rows = places.unbind(0), places[:, :, :reading].unbind(0)
+    writing_rows, content_rows, dot_rows = places[:, :, reading:].unbind(0), content.unbind(0), dots.unbind(0)
+    inverse_rows, log_rows, scaled_rows = inverse.unbind(0), logs.unbind(0), scaled.unbind(0)
+    sources = _unfolded(padded, heads.shifts, slots).transpose(2, 3).unbind(0)
+    no_rows = (None,) * steps
+    given_hidden = no_rows if d_hidden is None else d_hidden.unbind(0)
+    given_reads = no_rows if d_reads is None else d_reads.unbind(0)
+    d_c = None
+    if cells is not None:
+        d_c = torch.zeros_like(cells[0]) if d_cell is None else d_cell.clone()
+        squashed_slopes = torch.addcmul(squashed.new_ones(()), squashed, squashed, value=-1)
+        through = (squashed_slopes * gates[..., 2 * width : 3 * width]).unbind(0)  # dh -> dc
+        i, f, o, candidate = gates.chunk(4, -1)
+        # d gates = these times (dc, dc, dh, dc)
+        to_gates = torch.cat([candidate * i * (1 - i), cells[:-1] * f * (1 - f), squashed * o * (1 - o),
+                              i * (1 - candidate * candidate)], -1).unbind(0)  # fmt: skip
+        forgets = f.unbind(0)
+    else:
+        hidden = both[1:, :, :width]
+        to_gates = (1 - hidden * hidden).unbind(0)
+
+    for t in range(steps - 1, -1, -1):
+        dh, dr, m, w = d_both[:, :width], d_both[:, width:], memory_rows[t], place_rows[t + 1]
+        dh = dh if given_hidden[t] is None else dh + given_hidden[t]
+        dr = dr if given_reads[t] is None else dr + given_reads[t]
+        dr = dr.reshape(batch, reading, slot_width)
+        # write, read
+        d_m = _write_backward(m, writing_rows[t + 1], erases[t], adds[t], d_m, d_w[:, reading:], d_erase[t], d_add[t])
+        d_w[:, :reading] += torch.bmm(dr, across[t])
+        # sharpen
+        z = torch._softmax_backward_data(d_w, w, -1, w.dtype)  # [B,A,N]
+        d_gamma[t].copy_(torch.linalg.vecdot(z, log_rows[t]))
+        d_ws = z.mul_(power_rows[t])
+        # shift
+        d_turned = torch.bmm(d_ws.view(batch * count, 1, slots), sources[t])  # [B*A,1,S]
+        d_shifts = d_turned.view(batch, count, -1).flip(-1)
+        middle.copy_(d_ws)
+        for to, source in ends:
+            wide[0, ..., to] = wide[0, ..., source]
+        d_wg = torch.bmm(flat_shifts[t], wide_unfolded).view(batch, count, slots)
+        # interpolate
+        d_mix[t].copy_(torch.linalg.vecdot(d_wg, moved_rows[t]))
+        d_wc = d_wg * mixes[t]
+        d_w = d_wg.sub_(d_wc)
+        # content
+        z = torch._softmax_backward_data(d_wc, content_rows[t], -1, w.dtype)
+        d_inverse = (z * dot_rows[t]).sum(1)  # [B,N]
+        d_dots = z.mul_(inverse_rows[t])
+        d_k = torch.bmm(d_dots, m)  # [B,A,M], of the scaled key
+        torch.cat([reading_rows[t + 1], d_dots], 1, out=lefts)
+        torch.cat([dr, scaled_rows[t]], 1, out=rights)
+        d_m.baddbmm_(lefts.transpose(1, 2), rights)
+        d_m.addcmul_(m, d_inverse.mul_(cube_rows[t]).unsqueeze(-1), value=-1)
+        key = keys[t]
+        along = torch.linalg.vecdot(d_k, key)  # [B,A]
+        torch.mul(along, k_inverses[t], out=d_beta[t])
+        torch.mul(d_k, k_scales[t], out=d_key[t]).addcmul_(key, along.mul_(k_bends[t]).unsqueeze(-1), value=-1)
+        # bounds
+        bent_rows[t].mul_(slope_rows[t])
+        d_shift[t].copy_(torch._softmax_backward_data(d_shifts, shift_rows[t], -1, w.dtype))
+        # controller
+        dh = torch.addmm(dh, said_rows[t], weight_heads)
+        if d_c is not None:
+            d_c.addcmul_(dh, through[t])
+            dg = torch.mul(torch.cat([d_c, d_c, dh, d_c], 1), to_gates[t], out=gate_rows[t])
+            d_c.mul_(forgets[t])
         else:
-            hidden = both[1:, :, :width]
-            to_gates = (1 - hidden * hidden).unbind(0)
-
-        for t in range(steps - 1, -1, -1):
-            dh, dr, m, w = d_both[:, :width], d_both[:, width:], memory_rows[t], place_rows[t + 1]
-            dh = dh if given_hidden[t] is None else dh + given_hidden[t]
-            dr = dr if given_reads[t] is None else dr + given_reads[t]
-            dr = dr.reshape(batch, reading, slot_width)
-            # write, read
-            d_m = _write_backward(
-                m, writing_rows[t + 1], erases[t], adds[t], d_m, d_w[:, reading:], d_erase[t], d_add[t]
-            )
-            d_w[:, :reading] += torch.bmm(dr, across[t])
-            # sharpen
-            z = torch._softmax_backward_data(d_w, w, -1, w.dtype)  # [B,A,N]
-            d_gamma[t].copy_(torch.linalg.vecdot(z, log_rows[t]))
-            d_ws = z.mul_(power_rows[t])
-            # shift
-            d_turned = torch.bmm(d_ws.view(batch * count, 1, slots), sources[t])  # [B*A,1,S]
-            d_shifts = d_turned.view(batch, count, -1).flip(-1)
-            middle.copy_(d_ws)
-            for to, source in ends:
-                wide[0, ..., to] = wide[0, ..., source]
-            d_wg = torch.bmm(flat_shifts[t], wide_unfolded).view(batch, count, slots)
-            # interpolate
-            d_mix[t].copy_(torch.linalg.vecdot(d_wg, moved_rows[t]))
-            d_wc = d_wg * mixes[t]
-            d_w = d_wg.sub_(d_wc)
-            # content
-            z = torch._softmax_backward_data(d_wc, content_rows[t], -1, w.dtype)
-            d_inverse = (z * dot_rows[t]).sum(1)  # [B,N]
-            d_dots = z.mul_(inverse_rows[t])
-            d_k = torch.bmm(d_dots, m)  # [B,A,M], of the scaled key
-            torch.cat([reading_rows[t + 1], d_dots], 1, out=lefts)
-            torch.cat([dr, scaled_rows[t]], 1, out=rights)
-            d_m.baddbmm_(lefts.transpose(1, 2), rights)
-            d_m.addcmul_(m, d_inverse.mul_(cube_rows[t]).unsqueeze(-1), value=-1)
-            key = keys[t]
-            along = torch.linalg.vecdot(d_k, key)  # [B,A]
-            torch.mul(along, k_inverses[t], out=d_beta[t])
-            torch.mul(d_k, k_scales[t], out=d_key[t]).addcmul_(key, along.mul_(k_bends[t]).unsqueeze(-1), value=-1)
-            # bounds
-            bent_rows[t].mul_(slope_rows[t])
-            d_shift[t].copy_(torch._softmax_backward_data(d_shifts, shift_rows[t], -1, w.dtype))
-            # controller
-            dh = torch.addmm(dh, said_rows[t], weight_heads)
-            if d_c is not None:
-                d_c.addcmul_(dh, through[t])
-                dg = torch.mul(torch.cat([d_c, d_c, dh, d_c], 1), to_gates[t], out=gate_rows[t])
-                d_c.mul_(forgets[t])
-            else:
-                dg = torch.mul(dh, to_gates[t], out=gate_rows[t])
-            d_both = torch.mm(dg, weight_hidden)
-        flat_gates, flat_said = d_gates.flatten(0, 1), d_said.flatten(0, 1)
-        d_weight_hidden = flat_gates.t() @ both[:-1].flatten(0, 1)
-        d_weight_heads = flat_said.t() @ both[1:, :, :width].flatten(0, 1)
-        return (d_gates, d_both[:, :width], d_c, d_m, d_w, d_both[:, width:], d_weight_hidden, d_weight_heads,
-                flat_said.sum(0), None)  # fmt: skip
+            dg = torch.mul(dh, to_gates[t], out=gate_rows[t])
+        d_both = torch.mm(dg, weight_hidden)
+    flat_gates, flat_said = d_gates.flatten(0, 1), d_said.flatten(0, 1)
+    d_weight_hidden = flat_gates.t() @ both[:-1].flatten(0, 1)
+    d_weight_heads = flat_said.t() @ both[1:, :, :width].flatten(0, 1)
+    return (d_gates, d_both[:, :width], d_c, d_m, d_w, d_both[:, width:], d_weight_hidden, d_weight_heads,
+            flat_said.sum(0), None)  # fmt: skip
 
 
 def _ends(slots: int, reach: int) -> list[tuple[slice, slice]]:

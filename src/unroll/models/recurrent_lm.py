@@ -132,6 +132,7 @@ TINY: list[dict[str, Any]] = [
         "activation_penalty": 2.0, "temporal_penalty": 1.0,
     },
     {"cell": "ntm", "layers": 2, "width": 6, "options": {"slots": 5, "slot_width": 3}, "dilations": [1, 2]},
+    {"cell": "act", "layers": 1, "width": 6, "options": {"cell": "gru", "maximum": 3}, "ponder_cost": 0.1},
 ]  # fmt: skip
 """Small configurations, at least one for each option: what the contract tests build."""
 
