@@ -18,6 +18,9 @@ EXIT_PREEMPTED = 75
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="One pipeline trains and evaluates every sequence model, from n-grams on.")  # fmt: skip
 
+LOOK, USE = "Look", "Use a trained model"
+PIPELINE, STAGES = "Run the pipeline", "Run one stage of it"
+
 Name = Annotated[str, typer.Argument(help="a recipe of recipes/*.yaml; `unroll ls` lists them")]
 Track = Annotated[bool, typer.Option(envvar="UNROLL_TRACK", help="send the run's journal to MLflow")]
 Tiny = Annotated[bool, typer.Option("--tiny", help="run the recipe's tiny twin, which ends in seconds")]
@@ -36,7 +39,7 @@ def project_root() -> Path:
     raise UserError(f"{here}: no params.yaml here or above; run unroll inside a project (a clone of the repository)")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def ls(suite: Annotated[str | None, typer.Option(help="only this suite")] = None) -> None:
     """List recipes with their state and scores."""
     from unroll.listing import print_recipes
@@ -44,7 +47,7 @@ def ls(suite: Annotated[str | None, typer.Option(help="only this suite")] = None
     print_recipes(project_root(), suite)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def show(recipe: Name, tiny: Tiny = False) -> None:
     """Say what a recipe would do: shapes, parameters, memory and time, without running it."""
     from unroll.listing import print_recipe
@@ -52,7 +55,7 @@ def show(recipe: Name, tiny: Tiny = False) -> None:
     print_recipe(project_root(), recipe, tiny)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def prepare(dataset: Annotated[str, typer.Argument(help="a data set of params.yaml")]) -> None:
     """Download, verify and turn a data set into shards."""
     from unroll.data.shards import load_manifest
@@ -75,7 +78,7 @@ def dependencies() -> None:
     write(root / "data" / "dependencies", load_recipes(root).values())
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def train(
     recipe: Name,
     tiny: Tiny = False,
@@ -92,7 +95,7 @@ def train(
     stage(project_root(), recipe, profile, plain, tiny, track, anyway)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def predict(recipe: Name, tiny: Tiny = False) -> None:
     """Write what the trained model says of the test split."""
     from unroll.stages.predict import predict as stage
@@ -100,7 +103,7 @@ def predict(recipe: Name, tiny: Tiny = False) -> None:
     stage(project_root(), recipe, tiny)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def evaluate(recipe: Name, tiny: Tiny = False, track: Track = True) -> None:
     """Score the predictions, with intervals."""
     from unroll.stages.evaluate import evaluate as stage
@@ -108,7 +111,7 @@ def evaluate(recipe: Name, tiny: Tiny = False, track: Track = True) -> None:
     typer.echo(stage(project_root(), recipe, tiny, track))
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def report(suite: Annotated[str, typer.Argument(help="demo, cpu or gpu")]) -> None:
     """Write the leaderboard page of a suite."""
     from unroll.stages.report import report as stage
@@ -116,7 +119,7 @@ def report(suite: Annotated[str, typer.Argument(help="demo, cpu or gpu")]) -> No
     typer.echo(stage(project_root(), suite))
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def results(check: Annotated[bool, typer.Option("--check", help="fail if the pages are out of date")] = False) -> None:
     """Write docs/results.md and the README's table from results/*."""
     from unroll.report.results_page import write
@@ -124,7 +127,7 @@ def results(check: Annotated[bool, typer.Option("--check", help="fail if the pag
     write(project_root(), check)
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def generate(
     recipe: Name,
     prompt: Annotated[str, typer.Option(help="text to go on from")] = "\n",
@@ -151,7 +154,7 @@ def generate(
         typer.echo(sample["prompt"] + sample["text"])
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def translate(
     recipe: Name,
     text: Annotated[list[str] | None, typer.Argument(help="sentences; without any, standard input is read")] = None,
@@ -169,7 +172,7 @@ def translate(
     stage(project_root(), recipe, text, file, beam, n_best, length_penalty, attention)
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def ask(
     recipe: Name,
     story: Annotated[Path, typer.Argument(help="a text file: one fact a sentence")],
@@ -183,7 +186,7 @@ def ask(
     stage(project_root(), recipe, story, questions, picture, facts)
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def caption(
     recipe: Name,
     files: Annotated[list[Path], typer.Argument(help="images and clips")],
@@ -199,7 +202,7 @@ def caption(
     stage(project_root(), recipe, files, beam, n_best, attention)
 
 
-@app.command()
+@app.command(rich_help_panel=PIPELINE)
 def repro(
     targets: Annotated[list[str] | None, typer.Argument(help="stages of dvc.yaml; none: all of them")] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="stages at a time, 1 unless given")] = None,
@@ -215,7 +218,7 @@ def repro(
     raise typer.Exit(reproduce(targets or [], jobs, profile if ray else None))
 
 
-@app.command()
+@app.command(rich_help_panel=PIPELINE)
 def submit(
     targets: Annotated[list[str] | None, typer.Argument(help="stages of dvc.yaml; none: all of them")] = None,
     address: Annotated[
@@ -248,7 +251,7 @@ def submit(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def doctor(
     cluster: Annotated[
         bool, typer.Option("--cluster", help="the cluster of a profile instead of this machine")
@@ -271,7 +274,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command("track")
+@app.command("track", rich_help_panel=PIPELINE)
 def send_journals() -> None:
     """Send to MLflow what an absent server has not yet got."""
     from unroll.tracking import send_pending
