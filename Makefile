@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
-demo: $(STAMP)   ## train four language models and open their leaderboard: a few minutes
+demo: $(STAMP)   ## train the small systems of the demo suite and write their leaderboard: minutes
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/unroll repro report@demo --jobs $(JOBS)
 	@echo "The leaderboard: reports/demo/index.html   The runs: make mlflow"
 
