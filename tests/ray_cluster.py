@@ -138,8 +138,8 @@ class RayCluster:
         self.nodes.append(node)
         return node
 
-    def add(self, ip: str = "127.0.0.1", before: list[str] | None = None, count: int | None = None) -> Node:
-        """Another node; waits until the cluster has `count` of them alive."""
+    def add(self, ip: str = "127.0.0.1", before: list[str] | None = None) -> Node:
+        """Another node; waits until it runs. The cluster may know it a little later (`settle`)."""
         node = self._start(ip, ["--address", self.address], before or [])
         until(
             lambda: "Ray runtime started" in node.log.read_text() or node.process.poll() is not None,
@@ -152,6 +152,15 @@ class RayCluster:
     def answers(self) -> bool:
         assert self.head.process.poll() is None, self.head.log.read_text()
         return "Ray runtime started" in self.head.log.read_text()
+
+    def settle(self, before: list[str] | None = None) -> None:
+        """Wait until the cluster knows all nodes that were started, and those alone."""
+        code = (
+            "import ray, time; ray.init(address='auto', log_to_driver=False)\n"
+            f"while sum(node['Alive'] for node in ray.nodes()) != {len(self.nodes)}: time.sleep(0.2)"
+        )
+        command = [*(before or []), sys.executable, "-c", code]
+        subprocess.run(command, env=self.environment, check=True, timeout=120, capture_output=True)
 
     def workers(self) -> list[psutil.Process]:
         return [worker for node in self.nodes for worker in node.workers()]

@@ -51,9 +51,10 @@ def test_a_folder_that_a_node_does_not_share_is_named(tmp_path: Path, cluster: R
     cluster.nodes.pop().kill()
     own = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {project.root} && exec "$@"', "sh"]
     cluster.add(before=own)
+    cluster.settle()
     done = doctor(project)
-    assert done.returncode == 1
     print(done.stdout)
+    assert done.returncode == 1
     [line] = [line for line in done.stdout.splitlines() if line.startswith("BAD")]
     assert "storage" in line
     assert "No such file or directory" in line
