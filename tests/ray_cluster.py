@@ -115,6 +115,7 @@ class RayCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_ADDRESS": self.address,
+            "RAY_raylet_start_wait_time_s": "120",
             "RAY_worker_niceness": "0",  # Ray's 15 makes workers wait for whatever else runs on this machine
             "OMP_NUM_THREADS": "1",
             "UNROLL_TRACK": "0",
@@ -127,7 +128,7 @@ class RayCluster:
             head += ["--dashboard-host", "127.0.0.1", "--dashboard-port", self.jobs.rpartition(":")[2]]
             head += ["--ray-client-server-port", str(free_port())]
         self.head = self._start(ip, [*head, "--temp-dir", short_folder(folder)], before or [])
-        until(self.answers, 90, lambda: f"Ray's head does not start: {self.head.log.read_text()}")
+        until(self.answers, 150, lambda: f"Ray's head does not start: {self.head.log.read_text()}")
 
     def _start(self, ip: str, options: list[str], before: list[str]) -> Node:
         common = ["--block", "--disable-usage-stats", "--num-cpus", "1", "--num-gpus", "0", "--node-ip-address", ip]
@@ -143,7 +144,7 @@ class RayCluster:
         node = self._start(ip, ["--address", self.address], before or [])
         until(
             lambda: "Ray runtime started" in node.log.read_text() or node.process.poll() is not None,
-            90,
+            150,
             "a node does not start",
         )
         assert node.process.poll() is None, node.log.read_text()
