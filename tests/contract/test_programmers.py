@@ -130,7 +130,7 @@ def test_choices_are_shares_and_every_parameter_learns(number: int) -> None:
     ]
 
 
-def run(program: list[tuple[str, int, int]], values: list[list[float]], numbers: list[float], restrict: bool) -> Any:
+def run(program: list[tuple[str, int, int]], values: list[list[float]], numbers: list[float]) -> Any:
     """Apply a program of (operation, column, number) to one table, all choices hard."""
     names = list(dict.fromkeys(name for name, _, _ in program))
     table = torch.tensor([values], dtype=torch.float64)
@@ -143,35 +143,36 @@ def run(program: list[tuple[str, int, int]], values: list[list[float]], numbers:
         "frequent": table == 3,
     }
     built = PROGRAMMER.Table(batch, names)
-    rows, results = [built.every[:, None]] * 2, [torch.zeros(1, 1, dtype=torch.float64)] * 3
+    rows, results = built.every[:, None], (torch.zeros(1, 1, dtype=torch.float64),) * 2
     for name, column, number in program:
         one = [
             torch.nn.functional.one_hot(torch.tensor([[i]]), n).double()
             for i, n in ((names.index(name), len(names)), (column, table.shape[2]), (number, batch["numbers"].shape[1]))
         ]
-        cells = built.printed(one[0], one[1], rows[-1], names)
-        outcome, after = built.apply(*one, rows, results, names, restrict)
-        rows, results = [*rows[1:], after], [*results[1:], outcome]
-    return float(results[-1]), cells[0, 0].nonzero().tolist(), rows[-1][0, 0].tolist()
+        cells = built.printed(one[0], one[1], rows, names)
+        outcome, rows, results = built.apply(*one, rows, results, names)
+    return float(outcome), cells[0, 0].nonzero().tolist(), rows[0, 0].tolist()
 
 
 TABLE = [[5.0, 1.0], [2.0, 7.0], [9.0, 7.0], [3.0, -4.0]]
 
 
 def test_operations_by_hand() -> None:
-    assert run([("sum", 1, 0)], TABLE, [], False)[0] == 11
-    assert run([("greater", 0, 0), ("count", 0, 0)], TABLE, [2.5], False)[0] == 3
-    assert run([("greater_equal", 0, 0), ("count", 0, 0)], TABLE, [3.0], False)[0] == 3
-    assert run([("greater", 0, 0), ("lesser", 1, 1), ("and", 0, 0), ("sum", 0, 0)], TABLE, [2.5, 5], False)[0] == 8
-    assert run([("greater", 0, 0), ("lesser", 1, 1), ("sum", 0, 0)], TABLE, [2.5, 5], True)[0] == 8
-    assert run([("greater", 0, 0), ("lesser", 1, 1), ("or", 0, 0), ("count", 0, 0)], TABLE, [8, -3], False)[0] == 2
-    assert run([("largest", 1, 0), ("print", 0, 0)], TABLE, [], False)[1] == [[1, 0], [2, 0]]
-    assert run([("lesser", 0, 0), ("smallest", 1, 0), ("print", 0, 0)], TABLE, [4.0], False)[1] == [[3, 0]]
-    assert run([("sum", 0, 0), ("greater", 0, 0), ("sum", 1, 0), ("difference", 0, 0)], TABLE, [4.0], False)[0] == 11
-    assert run([("greater", 0, 0), ("first", 0, 0)], TABLE, [4.0], False)[2] == [1, 0, 0, 0]
-    assert run([("greater", 0, 0), ("last", 0, 0)], TABLE, [4.0], False)[2] == [0, 0, 1, 0]
-    assert run([("greater", 0, 0), ("previous", 0, 0)], TABLE, [8.0], False)[2] == [0, 1, 0, 0]
-    assert run([("greater", 0, 0), ("next", 0, 0)], TABLE, [8.0], False)[2] == [0, 0, 0, 1]
-    assert run([("greater", 0, 0), ("reset", 0, 0)], TABLE, [8.0], False)[2] == [1, 1, 1, 1]
-    assert run([("match", 0, 0)], TABLE, [], True)[2] == [0, 1, 0, 0]
-    assert run([("frequent", 0, 0)], TABLE, [], True)[2] == [0, 0, 0, 1]
+    assert run([("sum", 1, 0)], TABLE, [])[0] == 11
+    assert run([("greater", 0, 0), ("count", 0, 0)], TABLE, [2.5])[0] == 3
+    assert run([("greater_equal", 0, 0), ("count", 0, 0)], TABLE, [3.0])[0] == 3
+    assert run([("lesser_equal", 0, 0), ("count", 0, 0)], TABLE, [3.0])[0] == 2
+    assert run([("greater", 0, 0), ("lesser", 1, 1), ("sum", 0, 0)], TABLE, [2.5, 5])[0] == 8
+    assert run([("greater", 0, 0), ("or_lesser", 1, 1), ("count", 0, 0)], TABLE, [8, -3])[0] == 2
+    assert run([("lesser", 0, 0), ("or_greater", 0, 1), ("sum", 0, 0)], TABLE, [2.5, 4])[0] == 16
+    assert run([("largest", 1, 0), ("print", 0, 0)], TABLE, [])[1] == [[1, 0], [2, 0]]
+    assert run([("lesser", 0, 0), ("smallest", 1, 0), ("print", 0, 0)], TABLE, [4.0])[1] == [[3, 0]]
+    assert run([("sum", 0, 0), ("greater", 0, 0), ("sum", 1, 0), ("difference", 0, 0)], TABLE, [4.0])[0] == 11
+    assert run([("sum", 0, 0), ("sum", 1, 0), ("reset", 0, 0), ("difference", 0, 0)], TABLE, [])[0] == 8
+    assert run([("greater", 0, 0), ("first", 0, 0)], TABLE, [4.0])[2] == [1, 0, 0, 0]
+    assert run([("greater", 0, 0), ("last", 0, 0)], TABLE, [4.0])[2] == [0, 0, 1, 0]
+    assert run([("greater", 0, 0), ("previous", 0, 0)], TABLE, [8.0])[2] == [0, 1, 0, 0]
+    assert run([("greater", 0, 0), ("next", 0, 0)], TABLE, [8.0])[2] == [0, 0, 0, 1]
+    assert run([("greater", 0, 0), ("reset", 0, 0)], TABLE, [8.0])[2] == [1, 1, 1, 1]
+    assert run([("match", 0, 0)], TABLE, [])[2] == [0, 1, 0, 0]
+    assert run([("frequent", 0, 0)], TABLE, [])[2] == [0, 0, 0, 1]

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from unroll.config import load_recipe
+from unroll.listing import print_recipe
 from unroll.stages.evaluate import evaluate
 from unroll.stages.predict import predict
 from unroll.stages.prepare import prepare
@@ -59,6 +60,13 @@ def test_a_twin_goes_through_all_stages(name: str, project: Path) -> None:
         assert metric["n"] == 20
     drawn = project / "evaluations" / "tiny" / recipe.name / "pictures"
     assert bool(list(drawn.glob("*.png"))) == (recipe.predict.get("pictures", 1) > 0)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_can_be_looked_at(name: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_recipe(project, name, tiny=True)
+    shown = capsys.readouterr().out
+    assert ("no gradients" if name not in LEARNT else "the first one") in " ".join(shown.split())
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 In the manner of the synthetic data of Neelakantan, Le & Sutskever 2016, "Neural programmer", arXiv:1511.04834, section
 4.1: columns with names, rows of whole numbers, questions in words with numbers in them, and nothing but the answer to
-learn from. An operation is a comparison, a superlative, an aggregation or a difference; `and` and `or` join two.
+learn from. An operation is a comparison, a superlative, an aggregation or a difference; two are joined by `and` or `or`.
 
     1   sum of a column; number of rows; all cells of a column
     2   the same where a column is above or below a number; cell of a column where another one is largest or smallest
@@ -106,15 +106,15 @@ class Drawn:
         ways = TEMPLATES[what]
         self.words += ways[self.below(len(ways))].format(*(self.names[c] for c in columns)).split()
 
-    def compare(self) -> np.ndarray:
-        """A comparison that holds for some rows and not for others: bool [N]."""
+    def compare(self, joined: str = "") -> np.ndarray:
+        """A comparison that holds for some rows and not for others: bool [N]. `joined`: `or_` adds its rows to others."""
         operation, column = ("greater", "lesser")[self.below(2)], self.column()
         values = np.unique(self.table[:, column])
         pivot = int(values[self.below(len(values) - 1)]) if len(values) > 1 else int(values[0])
         pivot += operation == "lesser"
         self.say(operation, column)
         self.numbers.append(pivot)
-        self.program.append(f"{operation} {self.names[column]} {pivot}")
+        self.program.append(f"{joined}{operation} {self.names[column]} {pivot}")
         held: np.ndarray = self.table[:, column] > pivot if operation == "greater" else self.table[:, column] < pivot
         return held
 
@@ -133,9 +133,8 @@ class Drawn:
         if operations == 3:
             joined = ("and", "or")[self.below(2)]
             self.say(joined)
-            second = self.compare()
+            second = self.compare("or_" if joined == "or" else "")
             rows = rows & second if joined == "and" else rows | second
-            self.program.append(joined)
         self.program.append(aggregate if aggregate == "count" else f"{aggregate} {self.names[column]}")
         values = {"sum": int(self.table[rows, column].sum()), "count": int(rows.sum())}
         return rows, column, values.get(aggregate)
@@ -163,8 +162,6 @@ class Drawn:
         self.program.append(f"sum {self.names[first]}")
         if self.below(2):
             rows = self.compare()
-        else:
-            self.program.append("reset")  # the difference looks two steps back
         self.program += [f"sum {self.names[second]}", "difference"]
         return rows, second, int(self.table[:, first].sum() - self.table[rows, second].sum())
 

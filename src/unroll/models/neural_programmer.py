@@ -9,11 +9,11 @@ was chosen. At each of T steps, with a context c_t that attends over Z,
 
 Rows are selected by r_t [N], at first all of them; v is the table, o, a, b the three choices:
 
-    rows      greater, lesser (..._equal)  sum_j a_j sum_k b_k [v_ij > number_k]     and, or    min, max of r_{t-1}, r_{t-2}
+    rows      greater, lesser (..._equal)  r_i c_i, c_i = sum_j a_j sum_k b_k [v_ij > number_k]    or_greater, or_lesser  max(r_i, c_i)
               largest, smallest  sum_j a_j max(0, r_i - sum_k r_k [v_kj > v_ij])     reset      all rows
-              first, last, previous, next  of r_{t-1}, by place                      match      sum_j a_j m_ij, the cells that
-              frequent  sum_j a_j [cell is as frequent as any in its column]                    share words with the question
-    numbers   count  sum_i r_i      sum  sum_j a_j sum_i r_i v_ij      difference  s_{t-3} - s_{t-1}
+              first, last, previous, next  of the rows selected, by place            match      r_i sum_j a_j m_ij, the cells that
+              frequent  r_i sum_j a_j [cell is as frequent as any in its column]                share words with the question
+    numbers   count  sum_i r_i      sum  sum_j a_j sum_i r_i v_ij      difference  of the last two numbers, the earlier one first
     cells     print  a_j r_i
 
 Training computes all of them, weighted by the soft choices; the loss is on what the last step gives. A prediction takes
@@ -23,9 +23,10 @@ Deliberate differences, for a well-conditioned problem:
 - soft choice among the numbers of a question mixes outcomes of comparisons, not the numbers compared with: a mixed pivot
   has no gradient through the comparison and means nothing;
 - the number is chosen anew at each step (in 1511.04834 once for each operation), so that one question may compare twice;
-- a step that selects no rows leaves the selection as it was: it is not emptied;
-- operation, column and number are chosen with attention over the question (1611.08945 has it for columns alone);
-- with `restrict`, comparisons, `match` and `frequent` select among the rows selected before, which makes `and` needless.
+- a step that selects no rows leaves the selection as it was, and one that computes no number the numbers;
+- comparisons select among the rows selected before, or add to them: `and`, `or` of 1511.04834, which combine the last two
+  selections, take three right steps at once before any of them pays; so every step pays by itself;
+- operation, column and number are chosen with attention over the question (1611.08945 has it for columns alone).
 The losses are the task's (`tasks/table_questions.py`), and so is the noise on gradients.
 
 Numbers to reach: 99 % of synthetic questions with up to three operations (1511.04834: 99.2 with 5 columns); 34.2 % of
@@ -48,17 +49,19 @@ from unroll.layers.dropout import Dropout
 from unroll.layers.recurrent import LSTM
 
 Operation = Literal[
-    "count", "sum", "difference", "print", "greater", "lesser", "greater_equal", "lesser_equal", "largest", "smallest",
-    "and", "or", "reset", "first", "last", "previous", "next", "match", "frequent",
+    "count", "sum", "difference", "print", "greater", "lesser", "greater_equal", "lesser_equal", "or_greater", "or_lesser",
+    "largest", "smallest", "reset", "first", "last", "previous", "next", "match", "frequent",
 ]  # fmt: skip
 OPERATIONS: list[Operation] = [
-    "count", "sum", "difference", "print", "greater", "lesser", "largest", "smallest", "and", "or", "reset",
+    "count", "sum", "difference", "print", "greater", "lesser", "or_greater", "or_lesser", "largest", "smallest", "reset",
 ]  # fmt: skip
 """Of a table of numbers."""
-COMPARISONS = {"greater": torch.gt, "lesser": torch.lt, "greater_equal": torch.ge, "lesser_equal": torch.le}
+COMPARISONS = {
+    "greater": torch.gt, "lesser": torch.lt, "greater_equal": torch.ge, "lesser_equal": torch.le,
+    "or_greater": torch.gt, "or_lesser": torch.lt,
+}  # fmt: skip
 NUMERIC = ("count", "sum", "difference")
 READ_COLUMNS = {*COMPARISONS, "sum", "print", "largest", "smallest", "match", "frequent"}
-FURTHER = {"match", "frequent", *COMPARISONS}
 
 
 class Config(Strict):
@@ -68,7 +71,6 @@ class Config(Strict):
     width: int = Field(64, ge=1)
     steps: int = Field(4, ge=1)
     operations: list[Operation] = Field(OPERATIONS, min_length=1)
-    restrict: bool = False
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
 
@@ -78,7 +80,7 @@ OF_TEXT = [
 ]  # fmt: skip
 TINY: list[dict[str, Any]] = [
     {"embedding": 5, "width": 6},
-    {"embedding": 4, "width": 5, "steps": 3, "restrict": True, "dropout": 0.2, "operations": OF_TEXT},
+    {"embedding": 4, "width": 5, "steps": 3, "dropout": 0.2, "operations": OF_TEXT},
 ]
 """Small configurations, at least one for each option: what the contract tests build."""
 
@@ -104,7 +106,7 @@ class Model(nn.Module):
     def __init__(self, config: Config, vocabulary: int) -> None:
         super().__init__()
         self.names: list[str] = [*config.operations]
-        self.restrict, self.steps = config.restrict, config.steps
+        self.steps = config.steps
         width = config.width
         self.embed = nn.Embedding(vocabulary, config.embedding)
         self.dropout = Dropout(config.dropout)
@@ -137,8 +139,8 @@ class Model(nn.Module):
         last = last[:, None].expand(-1, count, -1)  # [B,G,2H]
         history = self.start.expand(len(embedded), count, -1)  # [B,G,H]
         every = table.every[:, None].expand(-1, count, -1)  # [B,G,N]
-        rows = [every, every]  # r_{t-2}, r_{t-1}
-        numbers = [every.new_zeros(every.shape[:2])] * 3  # [B,G]
+        rows, nothing = every, every.new_zeros(every.shape[:2])  # [B,G,N] [B,G]
+        numbers = (nothing, nothing)  # the last two, the earlier one first
         chosen: dict[str, list[Tensor]] = {"operations": [], "columns": [], "numbers": [], "rows": []}
         likely = embedded.new_zeros(every.shape[:2])  # [B,G]
         for _ in range(self.steps):
@@ -157,17 +159,16 @@ class Model(nn.Module):
             logs = {name: log_shares(value, allowed.get(name)) for name, value in scores.items()}
             taken = {name: choice(value, allowed.get(name), pick) for name, value in logs.items()}
             likely = likely + self.read_by(logs, taken)
-            printed = rows[-1]
+            printed = rows
             operation, column, number = taken.values()
-            outcome, after = table.apply(operation, column, number, rows, numbers, self.names, self.restrict)
-            rows, numbers = [*rows[1:], after], [*numbers[1:], outcome]
-            for name, value in {**taken, "rows": after}.items():
+            outcome, rows, numbers = table.apply(operation, column, number, rows, numbers, self.names)
+            for name, value in {**taken, "rows": rows}.items():
                 chosen[name].append(value.flatten(0, 1))
             told = torch.cat([operation @ self.operations, column @ names], -1)  # [B,G,H+E]
             history = torch.tanh(self.history(torch.cat([told, asked], -1)))  # [B,G,H]
         cells = table.printed(operation, column, printed, self.names)  # [B,G,N,C]
         together = {name: torch.stack(values, 1) for name, values in chosen.items()}
-        return Answer(numbers[-1].flatten(), cells.flatten(0, 1), **together, log_probability=likely)
+        return Answer(outcome.flatten(), cells.flatten(0, 1), **together, log_probability=likely)
 
     def read_by(self, logs: dict[str, Tensor], taken: dict[str, Tensor]) -> Tensor:
         """Log-probability [B,G] of what was chosen in one step, of column and number where the operation reads them."""
@@ -253,23 +254,24 @@ class Table:
         operation: Tensor,
         column: Tensor,
         number: Tensor,
-        rows: list[Tensor],
-        numbers: list[Tensor],
+        rows: Tensor,
+        numbers: tuple[Tensor, Tensor],
         names: list[str],
-        restrict: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """One step of programs that choose operation [B,G,O], column [B,G,C] and number [B,G,K]: the number [B,G] that it
-        gives, and the rows [B,G,N] selected after it."""
-        before = rows[-1]
-        outcome, after, selecting = torch.zeros_like(numbers[-1]), torch.zeros_like(before), torch.zeros_like(before)
+        gives, and after it the rows selected [B,G,N] and the last two numbers."""
+        outcome, after = torch.zeros_like(numbers[1]), torch.zeros_like(rows)
+        computing, selecting = torch.zeros_like(outcome), torch.zeros_like(outcome)  # [B,G] share of such operations
         for name, weight in zip(names, operation.unbind(-1), strict=True):  # [B,G] each
             if name in NUMERIC:
-                outcome = outcome + weight * self.number(name, column, before, numbers)
+                outcome = outcome + weight * self.number(name, column, rows, numbers)
+                computing = computing + weight
             elif name != "print":
-                found = self.select(name, column, number, rows)
-                found = found * before if restrict and name in FURTHER else found
-                after, selecting = after + weight[..., None] * found, selecting + weight[..., None]
-        return outcome, after + (1 - selecting) * before
+                after = after + weight[..., None] * self.select(name, column, number, rows)
+                selecting = selecting + weight
+        earlier = computing * numbers[1] + (1 - computing) * numbers[0]
+        last = outcome + (1 - computing) * numbers[1]
+        return outcome, after + (1 - selecting)[..., None] * rows, (earlier, last)
 
     def printed(self, operation: Tensor, column: Tensor, before: Tensor, names: list[str]) -> Tensor:
         """The weight of each cell [B,G,N,C] in what a step prints of the rows selected before it."""
@@ -278,33 +280,30 @@ class Table:
         weight = operation[..., names.index("print")]  # [B,G]
         return weight[..., None, None] * before[..., None] * column[:, :, None]
 
-    def number(self, name: str, column: Tensor, before: Tensor, numbers: list[Tensor]) -> Tensor:
+    def number(self, name: str, column: Tensor, before: Tensor, numbers: tuple[Tensor, Tensor]) -> Tensor:
         """What an aggregate gives: [B,G]."""
         if name == "count":
             return before.sum(-1)
         if name == "sum":
             return ((before @ self.values) * column).sum(-1)
-        return numbers[-3] - numbers[-1]
+        return numbers[0] - numbers[1]
 
-    def select(self, name: str, column: Tensor, number: Tensor, rows: list[Tensor]) -> Tensor:
+    def select(self, name: str, column: Tensor, number: Tensor, before: Tensor) -> Tensor:
         """The rows [B,G,N] that an operation selects."""
-        before = rows[-1]
         if name in COMPARISONS:
-            return torch.einsum("bgnc,bgc->bgn", torch.einsum("bknc,bgk->bgnc", self.holds[name], number), column)
+            held = torch.einsum("bknc,bgk->bgnc", self.holds[name], number)
+            held = torch.einsum("bgnc,bgc->bgn", held, column)
+            return torch.maximum(before, held) if name.startswith("or_") else before * held
         if name in ("largest", "smallest"):
             better = torch.einsum("bkic,bgk->bgic", self.beaten[name], before)  # [B,G,N,C]
             first = torch.relu(before[..., None] - better) * self.numeric[:, None]
             return torch.einsum("bgnc,bgc->bgn", first, column)
         if name in ("match", "frequent"):
-            return column @ (self.matches if name == "match" else self.frequent).mT
-        return self.by_place(name, before, rows[-2])
+            return before * (column @ (self.matches if name == "match" else self.frequent).mT)
+        return self.by_place(name, before)
 
-    def by_place(self, name: str, before: Tensor, earlier: Tensor) -> Tensor:
+    def by_place(self, name: str, before: Tensor) -> Tensor:
         """The rows [B,G,N] of the operations that read no column."""
-        if name == "and":
-            return torch.minimum(before, earlier)
-        if name == "or":
-            return torch.maximum(before, earlier)
         if name == "first":
             return torch.relu(before - (before.cumsum(-1) - before))
         if name == "last":

@@ -288,9 +288,9 @@ def program(sample: dict[str, Any], row: int, says: Any, names: list[str]) -> li
     for step in range(says.operations.shape[1]):
         name = names[int(says.operations[row, step].argmax())]
         words = [name]
-        if name not in ("count", "difference", "and", "or", "reset", "first", "last", "previous", "next"):
+        if name not in ("count", "difference", "reset", "first", "last", "previous", "next"):
             words.append(str(sample["columns"][int(says.columns[row, step].argmax())]))
-        if name.startswith(("greater", "lesser")) and sample["numbers"]:
+        if ("greater" in name or "lesser" in name) and sample["numbers"]:
             words.append(shown(sample["numbers"][int(says.numbers[row, step].argmax())]))
         steps.append(" ".join(words))
     return steps
