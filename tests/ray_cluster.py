@@ -115,7 +115,6 @@ class RayCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_ADDRESS": self.address,
-            "RAY_raylet_start_wait_time_s": "120",
             "RAY_worker_niceness": "0",  # Ray's 15 makes workers wait for whatever else runs on this machine
             "OMP_NUM_THREADS": "1",
             "UNROLL_TRACK": "0",
