@@ -34,7 +34,7 @@ def draw_frames(
     """The same of frames uint8 [H,W,3] at hand."""
     if not 0 < len(frames) <= MOST:
         raise UserError(f"found {len(frames)} frames, 1 to {MOST} can be drawn")
-    table = None if weights is None else np.asarray(weights, dtype=np.float64)  # [T,F]
+    table = None if weights is None or not words else np.asarray(weights, dtype=np.float64)  # [T,F]
     if table is not None and table.shape != (len(words), len(frames)):
         raise UserError(f"found weights of shape {table.shape}, ({len(words)} words, {len(frames)} frames) is drawn")
     heights = [1.2] if table is None else [1.2, 0.22 * len(words)]

@@ -29,11 +29,12 @@ def draw(data: dict[str, Any], folder: Path, out: Path) -> None:
 
 
 def draw_pixels(pixels: np.ndarray, words: list[str], weights: Any, reference: str, out: Path) -> None:
-    """The same of an image uint8 [H,W,3] at hand."""
-    table = np.asarray(weights, dtype=np.float64)  # [T,P]
+    """The same of an image uint8 [H,W,3] at hand: of the first `MOST` words, and of none where a model said nothing."""
+    table = np.asarray(weights, dtype=np.float64) if words else np.zeros((0, 1))  # [T,P]
     side = round(table.shape[1] ** 0.5) if table.ndim == 2 else 0
-    if len(table) != len(words) or side * side != table.shape[-1] or not 0 < len(words) <= MOST:
+    if len(table) != len(words) or side * side != table.shape[-1]:
         raise UserError(f"found {len(words)} words and weights of shape {table.shape}, [words, side x side] is drawn")
+    words, table = words[:MOST], table[:MOST]
     count = len(words) + 1
     across = min(ACROSS, count)
     down = -(-count // across)
