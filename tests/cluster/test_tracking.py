@@ -63,7 +63,7 @@ def test_sixteen_processes_write_to_one_sqlite_store(tmp_path: Path) -> None:
     client = MlflowClient(tracking_uri=tracking.tracking_uri(tmp_path))
     arrived = 0
     for folder in folders:
-        run = json.loads((folder / "mlflow_run.json").read_text())["run_id"]
+        run = json.loads((folder / "sent.json").read_text())["run_id"]
         assert client.get_run(run).info.status == "FINISHED"
         for key, points in history(folder).items():
             found = [(point.step, point.value) for point in client.get_metric_history(run, key)]
@@ -74,9 +74,7 @@ def test_sixteen_processes_write_to_one_sqlite_store(tmp_path: Path) -> None:
 
 
 def runs_in_store(root: Path) -> list[Any]:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=tracking.tracking_uri(root))
+    client = tracking.connect(root)  # takes turns with the sender in making a new store
     experiment = client.get_experiment_by_name("language_modeling")
     return list(client.search_runs([experiment.experiment_id])) if experiment else []
 
