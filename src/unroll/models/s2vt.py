@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from unroll.config import Strict
 from unroll.layers.attention import attention_layer
-from unroll.layers.dropout import Dropout
+from unroll.layers.dropout import Dropout, WordDropout
 from unroll.layers.generator import ConditionalGenerator, GeneratorOutput, State, read_memory
 from unroll.layers.language_model import embedding_layer, numbered, part_of
 from unroll.layers.recurrent import LSTM
@@ -39,7 +39,8 @@ from unroll.layers.vision import Vision, VisionOptions, seen
 
 
 class Config(Strict):
-    """`frame`: width of a frame's vector; `dropout` of embedded words and what goes into the softmax."""
+    """`frame`: width of a frame's vector; `dropout` of embedded words and what goes into the softmax;
+    `word_dropout` of whole words that are read, so that the next one comes from the picture and not from those before."""
 
     encoder: VisionOptions = VisionOptions()
     frame: int = Field(128, ge=1)
@@ -47,12 +48,13 @@ class Config(Strict):
     width: int = Field(256, ge=1)
     attention: Literal["none", "additive", "general"] = "none"
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    word_dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
 
 TINY: list[dict[str, Any]] = [
     {"encoder": {"widths": [4, 8], "groups": 2}, "frame": 4, "embedding": 5, "width": 6},
     {"encoder": {"widths": [4, 8], "groups": 2, "dropout": 0.2}, "frame": 4, "embedding": 5, "width": 6,
-     "attention": "general", "dropout": 0.2},
+     "attention": "general", "dropout": 0.2, "word_dropout": 0.1},
     {"encoder": {"widths": [4], "groups": 2}, "frame": 4, "embedding": 5, "width": 6, "attention": "additive"},
     {"encoder": {"blind": True}, "frame": 4, "embedding": 5, "width": 6},
 ]  # fmt: skip
@@ -72,6 +74,7 @@ class Model(ConditionalGenerator):
         self.embed_target = embedding_layer(words, config.embedding, tied=False)
         self.lower, self.upper = LSTM(config.frame, width), LSTM(width + config.embedding, width)
         self.dropout = Dropout(config.dropout, shared_over_time=True)
+        self.word_dropout = WordDropout(config.word_dropout, words)
         memory = config.frame + width
         self.attention = None if config.attention == "none" else attention_layer(config.attention, width, memory)
         self.combine = None if self.attention is None else nn.Linear(width + memory, width)
@@ -107,7 +110,7 @@ class Model(ConditionalGenerator):
 
     def forward(self, tokens: Tensor, memory: State, state: State) -> GeneratorOutput:
         """`tokens` [N,T] -> hidden [N,T,H], attention [N,T,F]."""
-        embedded = self.dropout(self.embed_target(tokens))  # [N,T,E]
+        embedded = self.dropout(self.word_dropout(self.embed_target(tokens), tokens))  # [N,T,E]
         nothing = embedded.new_zeros(*tokens.shape, self.config.frame)
         lower, lower_state = self.lower(nothing, part_of(state, 0))  # [N,T,H]
         inputs = torch.cat([lower, embedded.to(lower.dtype)], -1)

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from unroll.config import Strict
 from unroll.layers.attention import attention_layer
-from unroll.layers.dropout import Dropout
+from unroll.layers.dropout import Dropout, WordDropout
 from unroll.layers.generator import ConditionalGenerator, GeneratorOutput, State, read_memory
 from unroll.layers.language_model import embedding_layer
 from unroll.layers.recurrent import LSTM
@@ -52,7 +52,10 @@ from unroll.layers.vision import Vision, VisionOptions, seen
 
 
 class Config(Strict):
-    """`region`: width of a region's vector; `dropout` of embedded words and of the vector before the softmax."""
+    """`region`: width of a region's vector; `dropout` of embedded words and of the vector before the softmax.
+
+    word_dropout: of whole words that are read, so that the next one comes from the picture and not from the one before.
+    """
 
     encoder: VisionOptions = VisionOptions()
     region: int = Field(128, ge=1)
@@ -63,6 +66,7 @@ class Config(Strict):
     two_layers: bool = False
     tied: bool = True
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    word_dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
     @model_validator(mode="after")
     def known(self) -> Self:
@@ -78,7 +82,7 @@ TINY: list[dict[str, Any]] = [
     {"encoder": {"widths": [4, 8], "groups": 2}, "region": 4, "embedding": 5, "width": 6, "hard": True},
     {"encoder": {"blind": True}, "region": 4, "embedding": 5, "width": 6},
     {"encoder": {"widths": [4, 8], "groups": 2}, "region": 4, "embedding": 5, "width": 6, "two_layers": True,
-     "dropout": 0.2},
+     "dropout": 0.2, "word_dropout": 0.2},
 ]  # fmt: skip
 """Small configurations, at least one for each option: what the contract tests build."""
 
@@ -107,6 +111,7 @@ class Model(ConditionalGenerator):
         self.hidden_to_word = nn.Linear(width, embedding, bias=False)
         self.context_to_word = nn.Linear(region, embedding, bias=False)
         self.dropout = Dropout(config.dropout, shared_over_time=True)
+        self.word_dropout = WordDropout(config.word_dropout, words)
         self.output = Softmax(embedding, words, self.embed_target if config.tied else None)
         if config.hard:
             self.baseline = nn.Parameter(torch.zeros(()))
@@ -125,7 +130,7 @@ class Model(ConditionalGenerator):
 
     def forward(self, tokens: Tensor, memory: State, state: State) -> GeneratorOutput:
         """`tokens` [N,T] -> hidden [N,T,E], attention [N,T,P]."""
-        embedded = self.dropout(self.embed_target(tokens))  # [N,T,E]
+        embedded = self.dropout(self.word_dropout(self.embed_target(tokens), tokens))  # [N,T,E]
         if self.config.two_layers:
             return self._two_layers(embedded, memory, state)
         words = nn.functional.linear(embedded, self.cell.weight_input, self.cell.bias)  # [N,T,4H]
