@@ -48,7 +48,6 @@ def test_a_folder_that_a_node_does_not_share_is_named(tmp_path: Path, cluster: R
     if os.geteuid() != 0:
         pytest.skip("a node with a file system of its own needs root")
     project = Project(tmp_path / "project", cluster, TRAIN)
-    cluster.nodes.pop().kill()
     own = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {project.root} && exec "$@"', "sh"]
     cluster.add(before=own)
     cluster.settle()
