@@ -21,7 +21,7 @@ ALLOWED = {
     "models": {"errors", "config", "layers"},
     "losses": {"errors", "config", "layers", "metrics", "decoding"},
     "data": {"errors", "config", "files"},
-    "datasets": {"errors", "config", "files", "data"},
+    "datasets": {"errors", "config", "files", "data", "layers"},
     "decoding": {"errors", "config", "layers"},
     "metrics": {"errors", "config"},
     "tasks": {"errors", "config", "data", "decoding", "layers", "losses", "metrics", "progress", "training"},

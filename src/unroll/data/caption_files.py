@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -101,8 +101,10 @@ def prepare_captioned(
     kind: Kind,
     convert: Convert,
     progress: Progress,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write the prepared folder `out` and give its manifest. `progress` counts images or clips.
+    """Write the prepared folder `out` and give its manifest. `progress` counts images or clips. `about`: what else the
+    manifest says.
 
     Raises:
         UserError: a source that is missing or wrong, captions that are not in the layout, a damaged or hostile archive,
@@ -144,6 +146,7 @@ def prepare_captioned(
             "licence": entry.licence,
             "sources": [{"file": s.file, "sha256": s.sha256 or hashes.get(s.file)} for s in entry.sources],
             **save_tokenizer(tokenizer, folder),
+            **(about or {}),
             "splits": {split: writer.summary for split, writer in writers.items()},
             "skipped": {reason: skipped[reason] for reason in (*REASONS, EMPTY_CAPTION, LONG_CAPTION)},
             "unused_media": unused,

@@ -33,6 +33,7 @@ from unroll.layers.dropout import Dropout
 class VisionOptions(Strict):
     """`widths` of the stages, `blocks` in each, `stem`: side of a patch, `groups` of the normalisation.
 
+    stored: the data set holds features of so many channels in the place of pictures (preparer caption_features).
     pretrained: name of a model of Hugging Face `transformers` that stands in for the network of our own.
     tuned: what training changes: `all`, the `last` stage, or `none`. What is not tuned is computed without gradients.
     dropout: of what the encoder gives, the same channels for all regions or frames. blind: the picture is not looked at;
@@ -44,6 +45,7 @@ class VisionOptions(Strict):
     stem: int = Field(4, ge=1)
     groups: int = Field(8, ge=1)
     pretrained: str | None = None
+    stored: int | None = Field(None, ge=1)
     tuned: Literal["all", "last", "none"] = "all"
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     blind: bool = False
@@ -145,7 +147,8 @@ class PretrainedNetwork(nn.Module):
 
 
 class Vision(nn.Module):
-    """The encoder of pictures that captioners share: uint8 [B,H,W,3] -> grid [B,P,D]; `vector` makes [B,D] of it.
+    """The encoder of pictures that captioners share: uint8 [B,H,W,3], or stored features [B,C,h,w] -> grid [B,P,D];
+    `vector` makes [B,D] of it.
 
     `dropout` is the model's to apply, to a grid [B,P,D] or the frames of a clip [B,F,D]: it alone knows what a row is.
     """
@@ -156,6 +159,9 @@ class Vision(nn.Module):
         self.dropout = Dropout(options.dropout, shared_over_time=True)
         if options.blind:
             self.nothing = nn.Parameter(torch.randn(BLIND_REGIONS, width) * 0.1)  # [P,D]
+            return
+        if options.stored:
+            self.project = nn.Linear(options.stored + 2, width)
             return
         self.network: ResidualNetwork | PretrainedNetwork
         self.network = PretrainedNetwork(options.pretrained) if options.pretrained else ResidualNetwork(options)
@@ -177,8 +183,18 @@ class Vision(nn.Module):
         return grid
 
     def features(self, pictures: Tensor) -> Tensor:
-        """Of the network alone: uint8 [B,H,W,3] -> [B,C,h,w]."""
+        """Of the network alone: uint8 [B,H,W,3] -> [B,C,h,w]; stored features pass.
+
+        Raises:
+            UserError: features where pictures are expected, or the other way round.
+        """
         like = self.project.weight
+        stored = pictures.shape[1] if pictures.is_floating_point() else None
+        if stored != self.options.stored:
+            held = "pictures" if stored is None else f"features of {stored} channels"
+            raise UserError(f"encoder.stored: found {self.options.stored}, the data set holds {held}")
+        if stored is not None:
+            return pictures.to(like.dtype)
         inputs = (pictures.to(like.dtype) / 127.5 - 1).permute(0, 3, 1, 2)  # [B,3,H,W]
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.options.tuned != "none"):
             features: Tensor = self.network(inputs)

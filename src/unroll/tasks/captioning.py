@@ -25,6 +25,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from unroll.config import Recipe, Strict, check
+from unroll.data.features import EXTENSION as FEATURES
+from unroll.data.features import decode_features, energy
 from unroll.data.loader import MASKED
 from unroll.data.media import Augmentation, decode_clip, read_image
 from unroll.data.plan import SamplePlan
@@ -296,6 +298,8 @@ class Task(GenerationTask):
         from PIL import Image
 
         pixels = self.collate().pixels(sample, 0)  # [F,H,W,3]
+        if sample.get("extension") == FEATURES:
+            pixels = energy(pixels)
         names = [f"files/{sample['id']}-{number}.png" for number in range(len(pixels))]
         for name, frame in zip(names, pixels, strict=True):
             if not (out / name).exists():
@@ -316,6 +320,7 @@ class Collate:
     def __init__(self, manifest: dict[str, Any], options: Objective, name: str, seed: int | None = None) -> None:
         self.media, self.options, self.name, self.seed = manifest["media"], options, name, seed
         self.vocabulary = manifest["vocabulary"]
+        self.channels: int = manifest.get("features", {}).get("channels", 0)
         self._decoded: dict[str, np.ndarray] = {}
         self._room = DECODED_BYTES
 
@@ -336,16 +341,24 @@ class Collate:
 
     def pictures(self, samples: list[dict[str, Any]], keys: list[int]) -> dict[str, Tensor]:
         """The tensors of the pictures alone."""
-        side = self.options.side
         shown = [self.pixels(sample, key) for sample, key in zip(samples, keys, strict=True)]  # [F,H,W,3] each
-        frames = torch.from_numpy(np.stack(shown) if shown else np.zeros((0, 1, side, side, 3), np.uint8))
+        frames = torch.from_numpy(np.stack(shown) if shown else self.nothing())
         if self.media == "image":
             return {"image": frames[:, 0]}
         return {"frames": frames, "frame_counts": torch.full((len(frames),), frames.shape[1])}
 
+    def nothing(self) -> np.ndarray:
+        """What is seen in a batch without rows."""
+        if self.channels:
+            return np.zeros((0, 1, self.channels, 1, 1), np.float16)
+        return np.zeros((0, 1, self.options.side, self.options.side, 3), np.uint8)
+
     def pixels(self, sample: dict[str, Any], key: int) -> np.ndarray:
-        """What the model sees of a picture: uint8 [F,H,W,3], of an image F = 1."""
+        """What the model sees of a picture: uint8 [F,H,W,3], or stored features [F,C,h,w]; of an image F = 1."""
         options, place = self.options, f"{self.name}: {sample['key']}"
+        if sample.get("extension") == FEATURES:
+            features = decode_features(sample["media"], place)
+            return features[None] if self.media == "image" else features
         augmentation = None if self.seed is None else options.augmentation
         if sample["key"] in self._decoded:
             return self._decoded[sample["key"]]
