@@ -547,6 +547,12 @@ def test_scores_of_a_column_have_as_many_digits_as_tell_them_apart() -> None:
     assert formatting.decimals([65.8, 141.2]) == 2
     assert formatting.decimals([141.2, float("inf")]) == 1
     assert formatting.fixed(-1234.5, 1) == "−1,234.5"
+    assert [formatting.fixed(value, 4) for value in (3.1e-5, 0.0006, 0.0, 0.25)] == [
+        "3.1e−05",
+        "0.0006",
+        "0.0000",
+        "0.2500",
+    ]
     assert formatting.interval(1.4, float("inf"), 2) == "[1.40, ∞]"
     assert formatting.interval(None, None, 2) == ""
     assert (formatting.minutes(0.01), formatting.minutes(38.44), formatting.minutes(None)) == ("< 0.1", "38.4", "–")

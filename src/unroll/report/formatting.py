@@ -37,12 +37,13 @@ def decimals(values: Iterable[float], unit: str = "") -> int:
 
 
 def fixed(value: float | None, digits: int) -> str:
-    """`value` with that many digits after the point."""
+    """`value` with that many digits after the point; two significant ones where those would all be 0."""
     if value is None or math.isnan(value):
         return NOTHING
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    return f"{value:,.{digits}f}".replace("-", "−")
+    small = digits > 2 and 0 < abs(value) < 5 * 10**-digits
+    return (f"{value:.2g}" if small else f"{value:,.{digits}f}").replace("-", "−")
 
 
 def interval(low: float | None, high: float | None, digits: int) -> str:
