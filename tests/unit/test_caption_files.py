@@ -13,7 +13,7 @@ from media_files import clip, encoded, grey_steps, picture
 
 from unroll.config import DatasetEntry, Source
 from unroll.data import tokenizers
-from unroll.data.captions import caption_words, clean_caption
+from unroll.data.captions import CaptionWriter, caption_words, clean_caption
 from unroll.data.media import decode_clip, decode_image
 from unroll.data.shards import SampleReader, verify
 from unroll.datasets import image_captions, video_captions
@@ -156,9 +156,7 @@ def test_larger_images_are_shrunk_on_request(tmp_path: Path) -> None:
 
 
 def test_many_images_go_to_many_shards_and_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from unroll.data.writers import MediaWriter
-
-    monkeypatch.setattr(MediaWriter.__init__, "__defaults__", (4000,))
+    monkeypatch.setattr(CaptionWriter.__init__, "__defaults__", (4000,))
     prepare(tmp_path, [tar(tmp_path / "a.tar", IMAGES), jsonl(tmp_path, rows())])
     reader = SampleReader(tmp_path / "out", "train")
     assert len(reader.shards) > 1

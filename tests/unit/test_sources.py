@@ -101,13 +101,17 @@ def test_text_does_not_depend_on_where_its_bytes_are_cut(
     assert "".join(RawFile(put(tmp_path, text.encode())).text()) == text
 
 
+BROUGHT_BY_THE_USER = {"coco-karpathy", "msvd"}
+"""Full-size sets of suite gpu: never at hand here, so no hash can be stated, and nothing is downloaded for them."""
+
+
 def test_every_source_of_the_repository_states_its_hash() -> None:
     datasets = load_datasets(Path(__file__).parents[2])
     assert "tiny-shakespeare" in datasets
-    for entry in datasets.values():
+    for name, entry in datasets.items():
         assert entry.licence
         for source in entry.sources:
-            assert source.sha256
+            assert source.sha256 or (source.url is None and name in BROUGHT_BY_THE_USER)
             assert all(copy.sha256 for copy in source.copies)
 
 
