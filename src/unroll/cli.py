@@ -56,12 +56,17 @@ def show(recipe: Name, tiny: Tiny = False) -> None:
 
 
 @app.command(rich_help_panel=STAGES)
-def prepare(dataset: Annotated[str, typer.Argument(help="a data set of params.yaml")]) -> None:
+def prepare(
+    dataset: Annotated[str, typer.Argument(help="a data set of params.yaml")],
+    trust_first_download: Annotated[
+        bool, typer.Option("--trust-first-download", help="download what has no known hash, and record it")
+    ] = False,
+) -> None:
     """Download, verify and turn a data set into shards."""
     from unroll.data.shards import load_manifest
     from unroll.stages.prepare import prepare as stage
 
-    folder = stage(project_root(), dataset)
+    folder = stage(project_root(), dataset, trust_first_download)
     typer.echo(folder)
     skipped = [f"{reason} {count}" for reason, count in load_manifest(folder)["skipped"].items() if count]
     if skipped:

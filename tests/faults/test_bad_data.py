@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from project import project
 
 from unroll.config import DatasetEntry, Source, hash_json
@@ -23,6 +24,7 @@ from unroll.data.writers import SampleWriter, write_manifest
 from unroll.datasets import text
 from unroll.errors import UserError
 from unroll.stages.predict import predict
+from unroll.stages.prepare import prepare as prepare_stage
 from unroll.training.context import WorkerContext
 from unroll.training.runs import train_one
 
@@ -392,3 +394,60 @@ def test_a_tar_with_a_hole_or_an_end_missing_is_named(tmp_path: Path) -> None:
     refused(lambda: shards.check_members(path), str(path))
     path.write_bytes(b"no tar at all" * 100)
     refused(lambda: shards.check_members(path), str(path), "damaged tar archive")
+
+
+# ---------------------------------------------------------------- addresses without a known hash
+
+
+def addressed(root: Path, address: str) -> Path:
+    """A project with one data set, of which only the address is known."""
+    root.mkdir(exist_ok=True)
+    (root / "params.yaml").write_text(f"""
+datasets:
+  far:
+    preparer: text
+    licence: none
+    sources: [{{file: far/a.txt, url: "{address}"}}]
+    options: {{tokenizer: {{kind: characters}}, split: {{train: 0.8, validation: 0.2}}}}
+""")
+    return root
+
+
+def test_an_unknown_download_is_recorded_once_it_is_trusted_and_checked_ever_after(
+    tmp_path: Path, serve: Callable[..., Server], capsys: pytest.CaptureFixture[str]
+) -> None:
+    far = put(tmp_path / "origin" / "a.txt")
+    server = serve(tmp_path / "origin")
+    address = f"{server.address}/a.txt"
+    root = addressed(tmp_path / "project", address)
+    refused(lambda: prepare_stage(root, "far"), address, "`unroll prepare far --trust-first-download`", "hashes.yaml")
+    assert server.asked == []
+
+    prepare_stage(root, "far", trust_first_download=True)
+    assert yaml.safe_load((root / "hashes.yaml").read_text()) == {address: SHA256}
+    assert f"{address}: SHA-256 {SHA256}, recorded in hashes.yaml" in capsys.readouterr().err
+    prepare_stage(root, "far")
+    prepare_stage(root, "far", trust_first_download=True)
+    assert server.asked == ["/a.txt"]
+
+    (root / "data" / "downloads" / "far" / "a.txt").unlink()
+    far.write_bytes(b"another text\n")
+    refused(lambda: prepare_stage(root, "far", trust_first_download=True), f"SHA-256 {SHA256} expected, found ")
+
+
+def test_half_a_first_download_is_neither_kept_nor_recorded(tmp_path: Path, serve: Callable[..., Server]) -> None:
+    put(tmp_path / "origin" / "a.txt")
+    root = addressed(tmp_path / "project", f"{serve(tmp_path / 'origin', cut=17).address}/a.txt")
+    refused(lambda: prepare_stage(root, "far", trust_first_download=True), "/a.txt")
+    root = addressed(root, "http://127.0.0.1:9/a.txt")
+    refused(lambda: prepare_stage(root, "far", trust_first_download=True), "http://127.0.0.1:9/a.txt")
+    root = addressed(root, (tmp_path / "origin" / "a.txt").as_uri())
+    refused(lambda: prepare_stage(root, "far", trust_first_download=True), "http or https is expected")
+    assert [path.name for path in root.rglob("*") if path.is_file()] == ["params.yaml"]
+
+
+@pytest.mark.parametrize("content", ["- a list", "http://a: not a hash", "{", "\0"])
+def test_a_damaged_record_of_hashes_is_named(tmp_path: Path, content: str) -> None:
+    root = addressed(tmp_path / "project", "http://127.0.0.1:9/a.txt")
+    (root / "hashes.yaml").write_text(content)
+    refused(lambda: prepare_stage(root, "far"), str(root / "hashes.yaml"))

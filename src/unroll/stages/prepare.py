@@ -6,11 +6,12 @@ from pathlib import Path
 
 from unroll.config import load_dataset, load_part
 from unroll.progress import progress
+from unroll.stages.first_download import with_hashes
 from unroll.training.runs import Place
 
 
-def prepare(root: Path, name: str) -> Path:
-    """Prepare the data set `name` and return its folder.
+def prepare(root: Path, name: str, trust_first_download: bool = False) -> Path:
+    """Prepare the data set `name` and return its folder. `trust_first_download`: see `first_download.py`.
 
     Raises:
         UserError: unknown name, source missing or damaged, bad text.
@@ -19,5 +20,6 @@ def prepare(root: Path, name: str) -> Path:
     preparer = load_part("datasets", entry.preparer, f"{root / 'params.yaml'}: datasets.{name}.preparer")
     folder = Place(root).data(name)
     with progress(f"prepare {name}", None) as bar:
+        entry = with_hashes(entry, root, name, trust_first_download, bar.reach)
         preparer.prepare(entry, name, root, folder, bar.reach)
     return folder
