@@ -288,7 +288,8 @@ def row(name: str, measured: list[list[dict[str, Any]]], what: str, form: str, g
 
 def show(result: dict[str, Any]) -> None:
     print(f"Multi30k de-en, {result['vocabulary']:,} subwords, batches of {result['batch_tokens']:,} tokens,")
-    print(f"{result['threads']} threads, torch {result['torch']}", end="")
+    turns = f"{result['turns']} turns of {result['updates']} updates"
+    print(f"{result['threads']} thread(s), torch {result['torch']}, training speed over {turns}", end="")
     print(f"; decoding by {result['weights']}" if "weights" in result else "")
     print(f"\n| | JoeyNMT {VERSION} | ours | ours / JoeyNMT | goal |\n|---|---|---|---|---|")
     for cells in rows(result):
@@ -375,7 +376,10 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     write_data(options, words)
     python = environment(options.work / "environment")
-    result = {name: getattr(options, name) for name in ("threads", "batch_tokens", "minutes", "seed", "quick")}
+    result = {
+        name: getattr(options, name)
+        for name in ("threads", "batch_tokens", "minutes", "turns", "updates", "seed", "quick")
+    }
     result |= {"torch": version("torch"), "processor": platform.processor() or platform.machine()}
     result |= {"vocabulary": len(words), "load_before": os.getloadavg()[0]}
     measure(options, python, tokenizer, result)

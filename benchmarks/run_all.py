@@ -2,6 +2,7 @@
 
     python benchmarks/run_all.py              all of them: about half an hour on two cores, an hour more for joeynmt
     python benchmarks/run_all.py loop ngram   only these
+    python benchmarks/run_all.py joeynmt -- --minutes 7 --threads 1   one with other arguments; its table states them
 
 Each figure that is compared with another is a ratio within one run, so a slower or busier machine moves it little.
 """
@@ -49,12 +50,12 @@ ABOUT = {
 }
 
 
-def run(name: str) -> bool:
-    """Run one benchmark, show and keep its table; false if it failed."""
+def run(name: str, more: list[str]) -> bool:
+    """Run one benchmark with `more` arguments, show and keep its table; false if it failed."""
     title, arguments = BENCHMARKS[name]
     print(f"\n## {title}", flush=True)
     done = subprocess.run(
-        [sys.executable, HERE / f"{name}.py", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, HERE / f"{name}.py", *arguments, *more], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     print(done.stdout, flush=True)
     if done.returncode == 0:
@@ -95,11 +96,13 @@ def write_page() -> None:
 
 
 def main() -> None:
-    chosen = sys.argv[1:] or list(BENCHMARKS)
+    given = sys.argv[1:]
+    end = given.index("--") if "--" in given else len(given)
+    chosen, more = given[:end] or list(BENCHMARKS), given[end + 1 :]
     unknown = [name for name in chosen if name not in BENCHMARKS]
     if unknown:
         sys.exit(f"no benchmark {unknown[0]!r} (allowed: {', '.join(BENCHMARKS)})")
-    failed = [name for name in chosen if not run(name)]
+    failed = [name for name in chosen if not run(name, more)]
     write_page()
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")

@@ -133,3 +133,11 @@ def test_every_recipe_states_the_keys_that_dvc_names() -> None:
     for path in (ROOT / "recipes").glob("*.yaml"):
         for name, entry in yaml.safe_load(path.read_text())["recipes"].items():
             assert named - entry.keys() == set(), f"{path.name}: {name}"
+
+
+def test_the_pipeline_reads_the_same_configuration_as_we_do() -> None:
+    """DVC's reader follows YAML 1.2, ours 1.1: what only one of them takes would stop every `dvc repro`."""
+    from dvc.utils.serialize import load_yaml
+
+    for path in [ROOT / "params.yaml", *(ROOT / "recipes").glob("*.yaml")]:
+        assert load_yaml(path) == yaml.safe_load(path.read_text()), path
