@@ -63,11 +63,11 @@ def code_hash(recipe: Recipe) -> str:
 
 
 def cells_of(model: Any) -> list[str]:
-    """The files of `layers/` that stand as `cell` anywhere in what a recipe says of its model."""
+    """The files of `layers/` that stand as `cell` or `decoder_cell` anywhere in what a recipe says of its model."""
     found: list[str] = []
     for key, value in model.items() if isinstance(model, Mapping) else ():
         name = f"layers/{value}.py"
-        found += [name] if key == "cell" and (PACKAGE / name).is_file() else []
+        found += [name] if key in ("cell", "decoder_cell") and (PACKAGE / name).is_file() else []
         found += cells_of(value)
     return found
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import unroll.models
 from unroll.config import check, load_part
+from unroll.errors import UserError
 from unroll.layers.generator import ConditionalGenerator, bos, eos
 
 
@@ -167,6 +168,21 @@ def test_every_parameter_learns(name: str, number: int) -> None:
     tuned = {key: parameter.grad for key, parameter in model.named_parameters() if parameter.requires_grad}
     idle = [key for key, gradient in tuned.items() if gradient is None or not gradient.any()]
     assert not idle
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoder_cell": "lru", "attention": "none"}, "lru has no hidden vector to start from the source"),
+        ({"decoder_cell": "nmt"}, "did you mean 'ntm'"),
+        ({"decoder_cell": "ntm", "decoder_options": {"slot": 3}}, "slot"),
+        ({"decoder_options": {"slots": 3}}, "decoder_options: belong to a decoder_cell"),
+    ],
+)
+def test_a_decoder_cell_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
+    module = load_part("models", "seq2seq", "test")
+    with pytest.raises(UserError, match=message):
+        module.Model(check(module.Config, {"embedding": 5, "width": 4, **options}, "test"), VOCABULARY)
 
 
 def test_specials_stand_on_top() -> None:

@@ -50,6 +50,9 @@ def test_a_cell_named_in_a_recipe_concerns_the_models_that_it_is_named_for(tmp_p
     assert "layers/ntm.py" not in written["recurrent_lm"]
     plain = recipe.model_copy(update={"model": {"name": "recurrent_network", "cell": "lstm"}})
     assert code_hash(plain) != code_hash(recipe)
+    decoder = recipe.model_copy(update={"model": {"name": "seq2seq", "decoder_cell": "dnc"}})
+    write(tmp_path / "decoder", [decoder])
+    assert "layers/dnc.py" in json.loads((tmp_path / "decoder/models/seq2seq.json").read_text())
 
 
 def test_imports_are_followed_through_functions_and_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

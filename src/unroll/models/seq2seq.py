@@ -19,7 +19,9 @@ Decoder, y_t the embedded target, a layer below and layers above the attention:
     p(y_{t+1} | ...) = softmax(b + U hidden_t)         U = the target embedding when `tied`
 
 The state in which the encoder ends starts the decoder: as it is (`bridge: copy`, Sutskever) or through a matrix and
-tanh for each tensor of each decoder layer (`linear`).
+tanh for each tensor of each decoder layer (`linear`). With `decoder_cell` the decoder's layers are of another kind, any
+file of `layers/` with a `Layer` (ntm, dnc, act, ...): their hidden vectors start from the encoder, all else of their state
+(a memory, where its heads look) as that layer starts it.
 
 Without attention the decoder has the source from this state alone, or with `context: every_step` (Cho 2014) from a
 summary c = tanh(V h) of the encoder's last hidden vector h too, which stands for c_t in the equations above and is added
@@ -47,11 +49,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from unroll.config import Strict
+from unroll.errors import UserError
 from unroll.layers.attention import attention_layer
 from unroll.layers.dropout import Dropout, WordDropout, draw_mask
 from unroll.layers.generator import ConditionalGenerator, GeneratorOutput, State, read_memory
 from unroll.layers.language_model import embedding_layer, numbered, part_of
-from unroll.layers.recurrent import RecurrentLayer, recurrent_layer
+from unroll.layers.recurrent import RecurrentLayer, cell_config, recurrent_layer, sequence_layer
 from unroll.layers.softmax import Softmax
 
 Probability = Field(0.0, ge=0.0, lt=1.0)
@@ -76,10 +79,13 @@ class Config(Strict):
     bidirectional: which encoder layers read in both directions. tied: `decoder` shares the target embedding with the
     softmax, `all` the source embedding too (one vocabulary for both sides). context: whether a decoder without
     attention has the source's summary from its first state alone or as an input of every step and of the softmax.
+    decoder_cell: of the decoder, if not `cell`, with its `decoder_options`.
     """
 
     cell: Literal["lstm", "gru"] = "lstm"
     reset: Literal["before", "after"] = "after"
+    decoder_cell: str | None = None
+    decoder_options: dict[str, Any] = Field({})
     embedding: int = Field(256, ge=1)
     width: int = Field(256, ge=1)
     decoder_width: int | None = Field(None, ge=1)
@@ -119,6 +125,13 @@ class Config(Strict):
             raise ValueError("shared: one network for both phases needs context start")
         if self.shared and self.tied != "all":
             raise ValueError("shared: one network for both phases needs tied all")
+        if self.decoder_cell is None:
+            if self.decoder_options:
+                raise ValueError("decoder_options: belong to a decoder_cell")
+        elif self.bridge == "copy":
+            raise ValueError("decoder_cell: bridge copy needs the same cell on both sides")
+        else:
+            cell_config(self.decoder_cell, self.decoder_options)
         return self
 
     @property
@@ -133,6 +146,11 @@ class Config(Strict):
     def layer(self, inputs: int, width: int) -> RecurrentLayer:
         options: dict[str, Any] = {"reset": self.reset} if self.cell == "gru" else {}
         return recurrent_layer(self.cell, inputs, width, **options)
+
+    def decoder_layer(self, inputs: int) -> Any:
+        if self.decoder_cell is None:
+            return self.layer(inputs, self.inner)
+        return sequence_layer(self.decoder_cell, inputs, self.inner, self.decoder_options)
 
     def both_ways(self, number: int) -> bool:
         return self.bidirectional == "all" or (self.bidirectional == "first" and number == 0)
@@ -155,6 +173,12 @@ TINY: list[dict[str, Any]] = [
      "input_feeding": True},
     {"embedding": 6, "width": 6, "attention": "multi_head", "heads": 2, "encoder_layers": 3, "decoder_layers": 3,
      "bidirectional": "first", "residual": True, "tied": "all"},
+    {"embedding": 5, "width": 4, "attention": "none", "decoder_cell": "ntm",
+     "decoder_options": {"slots": 5, "slot_width": 3}},
+    {"embedding": 5, "width": 4, "attention": "dot", "decoder_width": 8, "decoder_layers": 2, "decoder_cell": "dnc",
+     "decoder_options": {"slots": 4, "slot_width": 3}, "input_feeding": True},
+    {"cell": "gru", "embedding": 5, "width": 4, "attention": "none", "context": "every_step", "decoder_cell": "act",
+     "decoder_options": {"cell": "lstm", "maximum": 3}},
 ]  # fmt: skip
 """Small configurations, at least one for each option: what the contract tests build."""
 
@@ -217,7 +241,7 @@ class Model(ConditionalGenerator):
         first = config.embedding + (config.embedding if config.input_feeding else 0)
         above = range(1, config.decoder_layers)
         self.layers = nn.ModuleList(
-            [config.layer(first, width), *(config.layer(width + context, width) for _ in above)]
+            [config.decoder_layer(first), *(config.decoder_layer(width + context) for _ in above)]
         )
         self.encoder = Encoder(config, list(self.layers) if config.shared else None)  # type: ignore[arg-type]
         self.attention = (
@@ -230,9 +254,18 @@ class Model(ConditionalGenerator):
         self.output = Softmax(config.embedding, vocabulary["target"], tied)
 
     def _bridge(self) -> nn.ModuleDict:
-        """A matrix for every tensor of the decoder's state, from the encoder's last layer."""
+        """A matrix for every tensor of the decoder's state, of another cell's for the hidden vector, from the encoder's
+        last layer.
+
+        Raises:
+            UserError: nothing that the encoder has read would reach the decoder.
+        """
         inputs, outputs = self.config.encoder_widths()[-1], self.config.inner
-        names = [f"{n}_{name}" for n in range(len(self.layers)) for name in self.layers[n].state_names]  # type: ignore[union-attr]
+        names = [f"{n}_{name}" for n in range(len(self.layers)) for name in self.layers[n].state_names  # type: ignore[union-attr]
+                 if self.config.decoder_cell is None or name == "hidden"]  # fmt: skip
+        if not names and self.attention is None and self.summary is None:
+            raise UserError(f"model.decoder_cell: {self.config.decoder_cell} has no hidden vector to start from the source; "
+                            "give it attention, or context every_step")  # fmt: skip
         return nn.ModuleDict({name: nn.Linear(inputs, outputs) for name in names})
 
     # --- reading ----------------------------------------------------------------------------------------------------
@@ -258,14 +291,16 @@ class Model(ConditionalGenerator):
         return memory
 
     def initial_state(self, memory: State) -> State:
-        """{"<layer>.<name>": [B,H]}, and with input feeding or coverage "feed" [B,E] or "coverage" [B,S]."""
+        """{"<layer>.<name>": [B,H] or as the layer has it}, and with input feeding or coverage "feed" [B,E] or "coverage" [B,S]."""
         state: State = {}
         last = self.config.encoder_layers - 1
         for number, layer in enumerate(self.layers):
+            if self.config.decoder_cell is not None:
+                state |= numbered(number, layer.initial_state(len(memory["mask"])))  # type: ignore[operator]
             for name in layer.state_names:  # type: ignore[union-attr]
                 if self.bridge is None:
                     state[f"{number}.{name}"] = memory[f"final.{number}.{name}"]
-                else:
+                elif f"{number}_{name}" in self.bridge:
                     ended = torch.tanh(self.bridge[f"{number}_{name}"](memory[f"final.{last}.{name}"]))
                     state[f"{number}.{name}"] = ended.to(self.embed_target.weight.dtype)
         rows, positions = memory["mask"].shape
