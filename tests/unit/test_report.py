@@ -455,7 +455,7 @@ def test_a_published_number_of_another_metric_says_so(suite: Path) -> None:
 
 def test_several_seeds_show_mean_and_deviation(suite: Path) -> None:
     page = page_of(suite)
-    assert re.search(r'>3 <span class="interval">1\.49\d\d ± 0\.0020<', page)
+    assert re.search(r'>3 <span class="interval">1\.49\d\d ± 0\.0020, best of 3 1\.49\d\d<', page)
     assert "Value, interval and\ntest are the first seed" in page
 
 

@@ -74,11 +74,12 @@ def p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def seeds(count: int, mean: float | None, deviation: float | None, digits: int) -> str:
-    """How many seeds; of several the mean and the standard deviation over them."""
+def seeds(count: int, mean: float | None, deviation: float | None, best: float | None, digits: int) -> str:
+    """How many seeds; of several the mean and the standard deviation over them, and the best one, called so."""
     if count < 2 or mean is None or deviation is None:
         return str(count)
-    return f"{count}: {fixed(mean, digits)} ± {fixed(deviation, digits)}"
+    spread = f"{count}: {fixed(mean, digits)} ± {fixed(deviation, digits)}"
+    return spread if best is None else f"{spread}, best of {count} {fixed(best, digits)}"
 
 
 def _three(value: float) -> str:

@@ -69,11 +69,15 @@ def conditions(result: Result) -> str:
 
 
 def seeds(result: Result, digits: int) -> str:
-    """How many seeds, with mean and deviation of the primary metric over them."""
-    score = result.score
-    return formatting.seeds(
-        len(result.seeds), score.mean if score else None, score.deviation if score else None, digits
-    )
+    """How many seeds, with mean, deviation and best of the primary metric over them."""
+    return _seeds(result.primary, result.score, len(result.seeds), digits)
+
+
+def _seeds(metric: str, score: MetricValue | None, count: int, digits: int) -> str:
+    if score is None or not score.per_seed:
+        return str(count)
+    best = (min if direction(metric)[0] else max)(score.per_seed)
+    return formatting.seeds(count, score.mean, score.deviation, best, digits)
 
 
 def _facts(board: Leaderboard) -> str:
@@ -336,7 +340,7 @@ def _left_out(system: System) -> str:
 def _metric(name: str, score: MetricValue) -> dict[str, Any]:
     digits = formatting.decimals([score.value], score.unit)
     each = ", ".join(formatting.fixed(value, digits) for value in score.per_seed or [])
-    shown = formatting.seeds(len(score.per_seed or [score]), score.mean, score.deviation, digits)
+    shown = _seeds(name, score, len(score.per_seed or [score]), digits)
     return {
         "name": name,
         "value": f"{formatting.fixed(score.value, digits)} {score.unit}",
