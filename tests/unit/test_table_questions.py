@@ -16,7 +16,16 @@ from unroll.datasets import table_questions as tables
 from unroll.errors import UserError
 from unroll.models.neural_programmer import Answer, Config, Model, Table
 from unroll.pictures import draw_all
-from unroll.tasks.table_questions import Draw, Task, answer_losses, drawn_losses, joined, numeric_operations, right
+from unroll.tasks.table_questions import (
+    Draw,
+    Task,
+    answer_losses,
+    drawn_losses,
+    joined,
+    numeric_operations,
+    right,
+    searched_losses,
+)
 
 OPTIONS: dict[str, Any] = {
     "samples": {"train": 300, "validation": 30, "test": 40},
@@ -109,6 +118,27 @@ def test_only_drawn_programs_with_the_right_answer_are_learnt(tmp_path: Path) ->
     assert (losses[good.any(1)] >= -best - 1e-4).all()
     losses.sum().backward()
     assert model.operations.grad is not None
+
+
+def test_search_goes_to_the_questions_that_are_answered_wrongly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare(tmp_path / "out")
+    torch.manual_seed(3)
+    own, model = task(tmp_path / "out"), Model(Config(embedding=6, width=5), prepared["vocabulary"])
+    tensors = own.collate(samples(tmp_path / "out", "train")[:12], [])
+    fine = torch.arange(12) < 9
+    monkeypatch.setattr("unroll.tasks.table_questions.right", lambda says, part, numeric: fine[: len(says.number)])
+    asked: list[tuple[int, int, float]] = []
+
+    def drawn_losses(model: Model, part: dict[str, torch.Tensor], draw: Draw) -> torch.Tensor:
+        asked.append((len(part["lengths"]), draw.count, draw.explore))
+        return part["answer"] + 1
+
+    monkeypatch.setattr("unroll.tasks.table_questions.drawn_losses", drawn_losses)
+    losses = searched_losses(model, tensors, Draw(count=4, explore=0.5, search=60, most=15, sure=3))
+    assert asked == [(9, 3, 0.0), (3, 15, 0.5)]
+    torch.testing.assert_close(losses, tensors["answer"] + 1)
 
 
 def test_a_drawn_program_gives_what_it_gives_when_it_is_run_alone(tmp_path: Path) -> None:

@@ -124,9 +124,11 @@ class Model(nn.Module):
         return self.run(batch, 1, largest if hard else None)
 
     def draw(self, batch: dict[str, Tensor], count: int, explore: float) -> Answer:
-        """`count` programs drawn for each question, side by side: [B*count,...]. A choice is drawn evenly with
-        probability `explore`, else as the model would have it; gradients go through `log_probability` alone."""
-        return self.run(batch, count, lambda logs: drawn(logs, explore))
+        """`count` programs drawn for each question, side by side: [B*count,...]. A choice is drawn evenly with a
+        probability that each program draws for itself, up to `explore`, else as the model would have it: some programs
+        differ in one choice from what the model would do, some in many. Gradients go through `log_probability` alone."""
+        even = explore * torch.rand(len(batch["lengths"]), count, 1, device=batch["lengths"].device)  # [B,G,1]
+        return self.run(batch, count, lambda logs: drawn(logs, even))
 
     def run(self, batch: dict[str, Tensor], count: int, pick: Callable[[Tensor], Tensor] | None) -> Answer:
         """The steps of G = `count` programs for each question. `pick` makes one choice of log-probabilities [B,G,O];
@@ -220,11 +222,11 @@ def largest(logs: Tensor) -> Tensor:
     return F.one_hot(logs.argmax(-1), logs.shape[-1]).to(logs.dtype)
 
 
-def drawn(logs: Tensor, explore: float) -> Tensor:
-    """1 at one of [B,G,O], drawn by its probability, or evenly of all that is possible for a share `explore` of rows."""
+def drawn(logs: Tensor, explore: Tensor) -> Tensor:
+    """1 at one of [B,G,O], drawn by its probability, or with probability `explore` [B,G,1] evenly of all that is possible."""
     with torch.no_grad():
         possible = logs > torch.finfo(logs.dtype).min / 4  # [B,G,O]
-        even = possible / possible.sum(-1, keepdim=True)
+        even = possible / possible.sum(-1, keepdim=True).clamp_min(1)
         shares = (1 - explore) * logs.exp() + explore * even
         place = torch.multinomial(shares.flatten(0, -2), 1).view(logs.shape[:-1])  # [B,G]
         return F.one_hot(place, logs.shape[-1]).to(logs.dtype)

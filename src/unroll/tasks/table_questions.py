@@ -9,7 +9,8 @@ Loss of a question, summed over the batch:
                     the best cell that says so, `printed` the weight of all cells (best cells once)
     either          the smaller of the two, where a number is also found in cells
     drawn           with `draw`, programs are drawn for each question and run exactly; the loss is -log of the marginal
-                    probability of those with the right answer (`drawn_losses`; Guu et al. 2017, arXiv:1704.07926)
+                    probability of those with the right answer (`drawn_losses`; Guu et al. 2017, arXiv:1704.07926); with
+                    `draw.search` most of them for questions that are still answered wrongly (`searched_losses`)
 `noise`: Gaussian noise of this deviation on every gradient (Neelakantan et al. 2015, arXiv:1511.06807).
 Why draw: soft choices learn to answer by mixtures, and what they choose in part at a step where it does no harm destroys
 the answer when the largest is taken; a program that was drawn means what it will mean. The papers' soft training is
@@ -50,10 +51,15 @@ CLOSE = 1e-4
 
 
 class Draw(Strict):
-    """`count` programs of each question, each choice drawn evenly with probability `explore`."""
+    """`count` programs of each question, each choice drawn evenly with a probability of up to `explore`. With `search`
+    the questions that the likeliest choices answer rightly get `sure` programs, none of them explored, and the others as
+    many as make `search` of the batch, from `count` to `most` each."""
 
     count: int = Field(16, ge=1)
     explore: float = Field(0.1, ge=0.0, le=1.0)
+    search: int | None = Field(None, ge=1)
+    most: int = Field(256, ge=1)
+    sure: int = Field(2, ge=1)
 
 
 class Objective(Strict):
@@ -139,7 +145,7 @@ class Task(SampleTask):
         """The loss of one batch, a sum over questions; nothing is carried."""
         tensors, draw = batch.tensors, self.objective.draw
         if draw is not None:
-            total = drawn_losses(model, tensors, draw).sum()
+            total = (drawn_losses if draw.search is None else searched_losses)(model, tensors, draw).sum()
         else:
             says = model(tensors)
             total = answer_losses(says.number.float(), says.cells.float(), tensors).sum()
@@ -261,6 +267,22 @@ def drawn_losses(model: Any, tensors: dict[str, Tensor], draw: Draw) -> Tensor:
     likely = says.log_probability  # [B,G]
     shares = likely.detach().masked_fill(~good, torch.finfo(likely.dtype).min / 2).softmax(-1) * good
     return -(shares * likely).sum(-1)
+
+
+def searched_losses(model: Any, tensors: dict[str, Tensor], draw: Draw) -> Tensor:
+    """`drawn_losses` [B], with more programs where the likeliest one is wrong: search goes where it is needed."""
+    assert draw.search is not None
+    with torch.no_grad():
+        fine = right(model(tensors, hard=True), tensors, numeric_operations(model))  # [B]
+    losses = torch.zeros_like(tensors["answer"])
+    wrong = int((~fine).sum())
+    each = max(draw.count, min(draw.most, draw.search // max(1, wrong)))
+    for these, count, explore in ((fine, draw.sure, 0.0), (~fine, each, draw.explore)):
+        if these.any():
+            part = {name: tensor[these] for name, tensor in tensors.items()}
+            found = drawn_losses(model, part, draw.model_copy(update={"count": count, "explore": explore}))
+            losses = losses.index_put((these.nonzero()[:, 0],), found.to(losses.dtype))
+    return losses
 
 
 def overlap(cells: Tensor, parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
