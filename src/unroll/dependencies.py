@@ -4,6 +4,9 @@ DVC compares files, and knows nothing of imports. Stage `dependencies` therefore
 preparer, a small file with the hashes of the sources that it reads, and the other stages depend on those. So a new layer
 retrains the models that use it and no other, and a run's folder is found again after a change that does not concern it.
 
+It also writes each recipe as a file of its own, resolved, whose keys are the parameters of the other stages: DVC reads
+the file again for every stage, and tens of recipes in one YAML file cost it tenths of a second each time.
+
 A cell that a recipe names (`cell: ntm`) is a file of `layers/` that no import statement mentions: it is followed too.
 
 Code that decides only where and how something is run, shown or checked is left out: `training/launch.py`, progress,
@@ -73,12 +76,16 @@ def cells_of(model: Any) -> list[str]:
 
 
 def write(out: Path, recipes: Collection[Recipe] = ()) -> None:
-    """Write `models/` (with the cells that `recipes` give them), `tasks/` (with the loop) and `datasets/` into `out`: one
-    JSON a file, {source file: SHA-256}."""
+    """Write into `out`, one JSON a file: `models/` (with the cells that `recipes` give them), `tasks/` (with the loop) and
+    `datasets/`, {source file: SHA-256}; and `recipes/`, what is stated of each."""
     cells: dict[str, set[str]] = {}
     for recipe in recipes:
         cells.setdefault(str(recipe.model.get("name")), set()).update(cells_of(recipe.model))
     with new_folder(out) as folder:
+        (folder / "recipes").mkdir()
+        for recipe in recipes:
+            stated = recipe.model_dump(mode="json", exclude={"name"}, exclude_unset=True)
+            (folder / "recipes" / f"{recipe.name}.json").write_text(json.dumps(stated, indent=1) + "\n")
         for package, also in (("models", None), ("tasks", LOOP), ("datasets", None)):
             (folder / package).mkdir()
             for path in sorted((PACKAGE / package).glob("[!_]*.py")):

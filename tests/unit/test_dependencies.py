@@ -79,3 +79,18 @@ def test_every_model_task_and_preparer_has_its_file(tmp_path: Path) -> None:
         assert written == {path.stem for path in (PACKAGE / package).glob("[!_]*.py")}
     hashes = json.loads((tmp_path / "out" / "tasks" / "translation.json").read_text())
     assert {"training/loop.py", "tasks/translation.py", "decoding/beam.py"} <= hashes.keys()
+
+
+def test_a_recipe_is_written_as_it_is_stated(tmp_path: Path) -> None:
+    """DVC compares these files: a value that a default supplies must not look like a change of the recipe."""
+    train = {"steps": 1, "batch": 1, "optimizer": {"learning_rate": 0.1}}
+    stated = {
+        "suite": "s",
+        "task": "algorithms",
+        "dataset": "d",
+        "train": train,
+        "evaluate": {},
+        "model": {"name": "ngram"},
+    }
+    write(tmp_path / "out", [Recipe(name="r", **stated)])
+    assert json.loads((tmp_path / "out/recipes/r.json").read_text()) == stated
