@@ -209,7 +209,9 @@ def test_autocast_runs_and_stays_near(configuration: Configuration) -> None:
 def dropouts(configuration: Configuration) -> list[str]:
     """Keys of the configuration that ask for dropout."""
     dropout = configuration[1].get("dropout", 0.0)
-    return [key for key, p in dropout.items() if p] if isinstance(dropout, dict) else ["dropout"] * (dropout > 0)
+    if isinstance(dropout, dict):
+        return [key for key, p in dropout.items() if p]
+    return [key for key in ("dropout", "token_dropout") if configuration[1].get(key)]
 
 
 @every_neural_model

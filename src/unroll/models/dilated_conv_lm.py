@@ -12,7 +12,8 @@ block for each of `dilations`:
 
 N is layer normalisation; the convolutions of `tcn` have their weights normalised. Dropout follows every relu inside a
 `tcn` block (whole channels, as in the paper, with `shared_over_time`), the gate of a `gated` block and the convolution
-of a `bytenet` block, the embedding and the hidden vector.
+of a `bytenet` block, the embedding and the hidden vector. `token_dropout` blanks whole tokens of the input, so that no
+prediction can lean on one exact string of them ("blank noise", Xie et al. 2017, 1703.02573).
 
 State: the last (k-1)d inputs of every convolution, so that chunks of any size and single steps give what one pass does.
 
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 
 from unroll.config import Strict
 from unroll.layers.convolution import CausalConvolution, DilatedBlock
-from unroll.layers.dropout import Dropout
+from unroll.layers.dropout import Dropout, draw_mask
 from unroll.layers.language_model import (
     LanguageModel,
     LanguageModelOutput,
@@ -57,6 +58,7 @@ class Config(Strict):
     dilations: list[int] = Field([1, 2, 4, 8, 16, 32], min_length=1)
     layer_norm: bool = False
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    token_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     shared_over_time: bool = False
     tied: bool = False
     cutoffs: list[int] = Field([])
@@ -77,12 +79,27 @@ class Config(Strict):
 
 
 TINY: list[dict[str, Any]] = [
-    {"block": "gated", "width": 6, "dilations": [1, 2, 5]},
+    {"block": "gated", "width": 6, "dilations": [1, 2, 5], "token_dropout": 0.2},
     {"block": "gated", "width": 6, "channels": 4, "kernel": 3, "dilations": [2, 1], "layer_norm": True, "tied": True},
     {"block": "bytenet", "width": 6, "kernel": 3, "dilations": [1, 2, 4], "dropout": 0.3},
     {"block": "tcn", "width": 6, "dilations": [1, 3], "dropout": 0.3, "shared_over_time": True, "cutoffs": [4, 8]},
 ]
 """Small configurations, at least one for each option: what the contract tests build."""
+
+
+class TokenDropout(nn.Module):
+    """Zeroes the vectors of single tokens in training. The others keep their length, as they have it outside training."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, embedded: Tensor) -> Tensor:
+        """`embedded` [B,T,D] with the vectors of a share `p` of the tokens zeroed."""
+        if not self.training or self.p == 0.0:
+            return embedded
+        mask = draw_mask(embedded.shape[:2], self.p, True, embedded.device, embedded.dtype)  # [B,T]
+        return embedded * (mask > 0).unsqueeze(-1)
 
 
 class GatedBlock(nn.Module):
@@ -165,6 +182,7 @@ class Model(LanguageModel):
         self.config = config
         width, count = config.width, len(config.dilations)
         self.embed = embedding_layer(vocabulary, width, config.tied)
+        self.token_dropout = TokenDropout(config.token_dropout)
         self.dropout = Dropout(config.dropout, config.shared_over_time)
         block = BLOCKS[config.block]
         self.blocks = nn.ModuleList(block(config, d, last=i == count - 1) for i, d in enumerate(config.dilations))
@@ -188,7 +206,7 @@ class Model(LanguageModel):
 
     def forward(self, tokens: Tensor, state: State) -> LanguageModelOutput:
         """`tokens` [B,T] -> hidden [B,T,D]."""
-        stream = self.dropout(self.embed(tokens))  # [B,T,D]
+        stream = self.dropout(self.token_dropout(self.embed(tokens)))  # [B,T,D]
         skips: Tensor | None = None
         after: State = {}
         for i, block in enumerate(self.blocks):
