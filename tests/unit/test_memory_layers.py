@@ -6,6 +6,7 @@ from torch import Tensor
 
 from unroll.layers import dnc, lru
 from unroll.layers.scan import linear_scan
+from unroll.layers.stories import distinct
 
 T = torch.tensor
 
@@ -72,3 +73,12 @@ def test_the_linear_unit_remembers_over_a_thousand_steps() -> None:
     length = [sum(value.square().sum() for value in state.values()) for state in (seen, nothing, at_once)]
     assert length[0] > 0.3 * length[2]
     assert length[1] == 0
+
+
+@pytest.mark.parametrize("words", [5, 2**20])
+def test_sentences_that_say_the_same_are_one(words: int) -> None:
+    """Also where so many words do not fit into one number."""
+    sentences = torch.randint(5, (40, 2), generator=torch.Generator().manual_seed(1)).repeat(1, 3)  # [N,6]
+    kept, number = distinct(sentences, words)
+    assert torch.equal(kept[number], sentences)
+    assert sorted(map(tuple, kept.tolist())) == sorted({tuple(row) for row in sentences.tolist()})

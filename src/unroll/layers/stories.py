@@ -69,6 +69,20 @@ def weighted_words(sentences: Tensor, weights: Tensor, words: int) -> Tensor:
     return bags.scatter_add_(-1, sentences, weights * (sentences > 0))
 
 
+def distinct(sentences: Tensor, words: int) -> tuple[Tensor, Tensor]:
+    """The sentences [N,W] that differ [U,W], and which of them each one is [N]. Stories say few things many times."""
+    number = torch.zeros(len(sentences), dtype=torch.int64, device=sentences.device)
+    bound = 1  # every number is below it; sentences that have begun alike have the same one
+    for column in sentences.unbind(1):
+        if bound * words >= 2**62:
+            number = torch.unique(number, return_inverse=True)[1]
+            bound = len(sentences)
+        number, bound = number * words + column, bound * words
+    kept, number = torch.unique(number, return_inverse=True)
+    first = number.new_empty(len(kept)).scatter_(0, number, torch.arange(len(number), device=number.device))
+    return sentences[first], number
+
+
 class SentenceEncoder(nn.Module):
     """A sentence as a vector that knows the order of its words: sum_j W_j e(w_j) + b, a matrix for each place j.
 

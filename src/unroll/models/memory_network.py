@@ -11,7 +11,8 @@ With facts x_1 .. x_F, question q, hop k of K, all embeddings matrices over bags
     scores = W u_{K+1}
 
 Position encoding: l_kj = (1 - j/J) - (k/D)(1 - 2j/J) for word j of J and component k of D, both from 1. This is
-a_j + (k/D) b_j, so that a fact is two weighted bags of words, a matrix product with all embeddings at once.
+a_j + (k/D) b_j, so that a fact is two weighted bags of words, a matrix product with all embeddings at once. Facts that
+say the same are embedded once: u . m_i = u . (words of i) + u . T_k(age i), and what is read is summed in the same way.
 Temporal encoding: a learnt vector for each age; what is older than `memory` facts is not read.
 
 Deliberate differences: the answers of bAbI are no words (`apple,milk` is one of them), so W is a matrix of its own and
@@ -40,6 +41,7 @@ from unroll.layers.stories import (
     StoryModel,
     ages,
     at_least_float32,
+    distinct,
     facts_told,
     weighted_words,
 )
@@ -88,21 +90,25 @@ class Model(StoryModel):
         facts, question = inputs["facts"], inputs["question"]  # [B,F,W] [B,Q]
         age = ages(facts)  # [B,F]
         told = facts_told(facts) & (age < self.config.memory)
-        places = self._embedded(facts, self.embedding.flatten(1)).unflatten(-1, (self.tables, -1))  # [B,F,tables,D]
-        memory = places + self.times[age.clamp_max(self.config.memory - 1)]
+        age = age.clamp_max(self.config.memory - 1)
+        sentences, number = distinct(facts.flatten(0, 1), self.words)  # [U,W] [B*F]
+        number = number.view(facts.shape[:2])  # [B,F]
+        embedded = self._embedded(sentences, self.embedding.flatten(1)).unflatten(-1, (self.tables, -1))  # [U,tables,D]
         first = self.embedding[:, 0] if self.embed_question is None else self.embed_question
         state = self._embedded(question, first)  # [B,D]
         attention = []
         for hop in range(self.config.hops):
-            number = hop if self.between is None else 0
-            compared, read = memory[:, :, number], memory[:, :, number + 1]  # [B,F,D]
-            scores = torch.einsum("bd,bfd->bf", state, compared)
+            table = hop if self.between is None else 0
+            said, when = state @ embedded[:, table].T, state @ self.times[:, table].T  # [B,U] [B,memory]
+            scores = said.gather(1, number) + when.gather(1, age)  # [B,F]
             if linear:
                 weights = scores.masked_fill(~told, 0.0)
             else:
                 weights = at_least_float32(scores).masked_fill(~told, -math.inf).softmax(-1).to(scores.dtype)
             attention.append(at_least_float32(weights))
-            found = torch.einsum("bf,bfd->bd", weights, read)
+            said = torch.zeros_like(said).scatter_add(1, number, weights)
+            when = torch.zeros_like(when).scatter_add(1, age, weights)
+            found = said @ embedded[:, table + 1] + when @ self.times[:, table + 1]  # [B,D]
             state = self._rectified(found + (state if self.between is None else self.between(state)))
         entities = self.embedding[:, -1] if self.output.entities else self.embedding[:ENTITIES, -1]
         return Answer(self.output(self.dropout(state), entities), torch.stack(attention, 1))
