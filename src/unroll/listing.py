@@ -107,7 +107,7 @@ def _print_cost(recipe: Recipe, root: Path, console: Console) -> None:
     train: Any = recipe.train
     task, model = build(recipe, Place(root))
     workers = worker_count(load_profile(root, "local"))
-    if train.batch is None:
+    if train.batch is None or not hasattr(model, "initial_state"):
         _print_cost_of_samples(task, model, recipe, workers, console)
         return
     slices = row_slices(train, WorkerContext())
@@ -145,7 +145,8 @@ def _print_cost_of_samples(
     with task.loader(recipe.seeds[0], WorkerContext(), None) as loader:
         batch = next(iter(loader))[0]
     shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in batch.tensors.items())
-    console.print(f"batch     {train.batch_tokens} tokens, workers {workers}, {train.precision}")
+    size = f"{train.batch_tokens} tokens" if train.batch is None else f"{train.batch} samples"
+    console.print(f"batch     {size}, workers {workers}, {train.precision}")
     console.print(escape(f"          the first one: {shapes}"))
     _print_parameters(model, console)
     kept: dict[int, int] = {}

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unroll.data.curriculum import Curriculum
+from unroll.data.mixed import MixedPlan
 from unroll.data.plan import SamplePlan, StreamPlan, rank_rows
 from unroll.errors import UserError
 
@@ -130,3 +132,17 @@ def test_a_sample_longer_than_a_batch_is_named() -> None:
 def test_a_split_without_samples_is_refused() -> None:
     with pytest.raises(UserError, match="without samples"):
         sample_plan([0, 0])
+
+
+def test_mixed_batches_are_of_one_size_and_hold_what_the_curriculum_lets_in() -> None:
+    lengths = np.array([[5 + n % 7, 1 + n % 3] for n in range(90)])  # length, difficulty
+    plan = MixedPlan(
+        8, Curriculum(start=1, epochs=1), [50, 40], lambda shard, _: lengths[:50] if shard == 0 else lengths[50:], 8, 1
+    )
+    for window, (samples, hardest) in enumerate([(30, 1), (60, 2), (90, 3)]):
+        batches = plan.batches(window)
+        assert [len(batch) for batch in batches] == [8] * (samples // 8) + [samples % 8] * (samples % 8 > 0)
+        taken = np.concatenate(batches)
+        assert len({tuple(row) for row in taken.tolist()}) == samples
+        assert lengths[taken @ [50, 1]][:, 1].max() == hardest
+    assert len({length for length, _ in lengths[plan.batches(2)[0] @ [50, 1]].tolist()}) > 2

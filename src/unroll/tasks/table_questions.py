@@ -1,6 +1,7 @@
 """Questions about a table, learnt from answers alone: no program is ever shown.
 
-Training: batches of about `train.batch_tokens` question words; a curriculum (`train.objective.curriculum`) begins with
+Training: batches of `train.batch` questions, or of about `train.batch_tokens` words of questions of like length (where
+they are generated, these are questions of one kind); a curriculum (`train.objective.curriculum`) begins with
 questions of few operations. A model (`models/neural_programmer.py`) gives a number and a weight for each cell.
 
 Loss of a question, summed over the batch:
@@ -38,11 +39,13 @@ from torch import Tensor
 from unroll.config import Recipe, Strict, check
 from unroll.data.curriculum import Curriculum
 from unroll.data.loader import Batch
+from unroll.data.mixed import MixedPlan
+from unroll.data.plan import SamplePlan
 from unroll.data.shards import SampleReader
 from unroll.errors import UserError
 from unroll.progress import progress
 from unroll.tasks.base import Loss, State
-from unroll.tasks.samples import SampleTask
+from unroll.tasks.samples import WINDOW_SHARDS, SampleTask
 
 HUBER = 1.0
 LEAST = 1e-4
@@ -103,6 +106,15 @@ class Task(SampleTask):
         return self.objective.curriculum
 
     # --- training ---------------------------------------------------------------------------------------------------
+
+    def plan(self, split: str, seed: int) -> tuple[SampleReader, SamplePlan]:
+        """Which questions form step n: `train.batch` of them, or `train.batch_tokens` words of like length."""
+        rows = self.training.batch
+        if rows is None:
+            return super().plan(split, seed)
+        reader = SampleReader(self.folder, split)
+        curriculum = self.curriculum if split == "train" else None
+        return reader, MixedPlan(rows, curriculum, reader.shard_counts, reader.lengths, WINDOW_SHARDS, seed)
 
     def collate(self, samples: list[dict[str, Any]], keys: list[int]) -> dict[str, Tensor]:
         """Questions to tensors.
