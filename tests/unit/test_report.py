@@ -216,7 +216,7 @@ def test_results_page_of_translators_carries_the_signature(translation: Path) ->
 def test_scores_by_length_are_drawn_with_the_number_of_sentences(translation: Path, pictures: None) -> None:
     page = page_of(translation)
     assert "<h3>BLEU by length</h3>" in page
-    [label] = re.findall(r'aria-label="(BLEU by words in the source[^"]*)"', page)
+    [label] = re.findall(r'aria-label="(BLEU by length of the source[^"]*)"', page)
     assert label.count("≥ 25 ") == 3
     buckets = board_of(translation).groups[0].systems[0].lengths
     assert sum(bucket.n for bucket in buckets) == SENTENCES

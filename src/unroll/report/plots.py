@@ -129,7 +129,7 @@ def bars(group: Group, metric: str, name: str) -> Markup | None:
 
 
 def by_length(group: Group, name: str) -> Markup | None:
-    """The group's metric over sentences of like length, a line a system; None where no system has two buckets."""
+    """The group's metric over samples of like length, a line a system; None where no system has two buckets."""
     shown = {
         index: [bucket for bucket in system.lengths if math.isfinite(bucket.scores.get(group.metric, math.nan))]
         for index, system in enumerate(group.systems)
@@ -139,7 +139,7 @@ def by_length(group: Group, name: str) -> Markup | None:
         return None
     places = {low: place for place, (low, _) in enumerate(buckets)}
     with matplotlib.style.context(["default", _STYLE]):
-        figure, axes = _figure("words in the source (sentences)", group.unit, bottom=58)
+        figure, axes = _figure("length of the source: words, symbols or vectors (how many)", group.unit, bottom=58)
         for index, found in shown.items():
             line = np.array([(places[bucket.low], bucket.scores[group.metric]) for bucket in found]).reshape(-1, 2)
             _draw(axes, [(line[:, 0], line[:, 1])] if len(line) else [], index, linewidth=2.0, marks=True)
@@ -153,7 +153,7 @@ def by_length(group: Group, name: str) -> Markup | None:
             for index, found in shown.items()
             if found
         ]
-        return svg.inline(figure, name, f"{group.unit} by words in the source. {'; '.join(words)}")
+        return svg.inline(figure, name, f"{group.unit} by length of the source. {'; '.join(words)}")
 
 
 def save_attention(attention: Attention, path: Path) -> None:

@@ -243,7 +243,7 @@ def _figures(group: Group, name: str) -> list[dict[str, Any]]:
         (
             f"{_capital(group.unit)} by length",
             plots.by_length(group, f"{name}-lengths"),
-            "Over the sentences of each length alone; few sentences make a noisy point.",
+            "Over the samples of each length alone; few of them make a noisy point.",
         ),
         (
             "Loss",
