@@ -139,7 +139,9 @@ def by_length(group: Group, name: str) -> Markup | None:
         return None
     places = {low: place for place, (low, _) in enumerate(buckets)}
     with matplotlib.style.context(["default", _STYLE]):
-        figure, axes = _figure("length of the source: words, symbols or vectors (how many)", group.unit, bottom=58)
+        figure, axes = _figure(
+            "length of the source: words, symbols or vectors (how many)", group.unit, bottom=58, left=74
+        )  # 0.0003
         for index, found in shown.items():
             line = np.array([(places[bucket.low], bucket.scores[group.metric]) for bucket in found]).reshape(-1, 2)
             _draw(axes, [(line[:, 0], line[:, 1])] if len(line) else [], index, linewidth=2.0, marks=True)
@@ -181,9 +183,9 @@ def curves(history: Sequence[dict[str, Any]], key: str) -> list[Curve]:
     return [(curve[:, 0], curve[:, 1]) for curve in sorted_points]
 
 
-def _figure(x_label: str, y_label: str, height: int = _HEIGHT, bottom: int = 44) -> tuple[Figure, Axes]:
+def _figure(x_label: str, y_label: str, height: int = _HEIGHT, bottom: int = 44, left: int = 54) -> tuple[Figure, Axes]:
     """Axes with room for labels of the usual width: fixed, so that the pictures of a row line up."""
-    left, right, top = (54 if y_label else 14), 10, 8  # CSS pixels
+    left, right, top = (left if y_label else 14), 10, 8  # CSS pixels
     figure = Figure(figsize=(_WIDTH / 72, height / 72))
     width_part, height_part = (_WIDTH - left - right) / _WIDTH, (height - bottom - top) / height
     axes = figure.add_axes((left / _WIDTH, bottom / height, width_part, height_part))
