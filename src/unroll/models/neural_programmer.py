@@ -4,8 +4,10 @@ Papers: Neelakantan, Le & Sutskever 2016, arXiv:1511.04834 (sections 2 and 3); N
 (operations on text and order, for real tables). A question LSTM gives Z [S,H] and q; a history RNN h_t remembers what
 was chosen. At each of T steps, with a context c_t that attends over Z,
 
-    operation_t = softmax(U tanh(W_o [q; c_t; h_t]))            column_t = softmax(names (W_c [q; c'_t; h_t]) + names e_t)
-    number_t    = softmax(Z at the numbers (W_n [q; c_t; h_t]))   h_{t+1} = tanh(W_h [chosen operation; chosen column; h_t])
+    operation_t = softmax(U tanh(W_o [q; c_t; h_t]))              U o_t: what was chosen
+    number_t    = softmax(Z at the numbers (W_n [q; c_t; h_t; U o_t]))      z_t: its state, 0 if o_t compares with none
+    column_t    = softmax(names (W_c [q; c'_t; h_t; U o_t; z_t]) + names e_t)
+    h_{t+1}     = tanh(W_h [U o_t; z_t; chosen column; h_t])
 
 Rows are selected by r_t [N], at first all of them; v is the table, o, a, b the three choices:
 
@@ -26,7 +28,10 @@ Deliberate differences, for a well-conditioned problem:
 - a step that selects no rows leaves the selection as it was, and one that computes no number the numbers;
 - comparisons select among the rows selected before, or add to them: `and`, `or` of 1511.04834, which combine the last two
   selections, take three right steps at once before any of them pays; so every step pays by itself;
-- operation, column and number are chosen with attention over the question (1611.08945 has it for columns alone).
+- operation, column and number are chosen with attention over the question (1611.08945 has it for columns alone);
+- the number is chosen for the operation, the column for both (in the papers independently of each other), and the history
+  knows the number: which column a step needs depends on what it does with it, so what is learnt of one comparison holds
+  for a second one, at whatever step it comes.
 The losses are the task's (`tasks/table_questions.py`), and so is the noise on gradients.
 
 Numbers to reach: 99 % of synthetic questions with up to three operations (1511.04834: 99.2 with 5 columns); 34.2 % of
@@ -35,7 +40,7 @@ WikiTableQuestions for one model, 37.7 % for fifteen (1611.08945).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -113,11 +118,11 @@ class Model(nn.Module):
         self.forwards, self.backwards = LSTM(config.embedding, width), LSTM(config.embedding, width)
         self.start = nn.Parameter(torch.zeros(width))
         self.operations = nn.Parameter(torch.randn(len(self.names), width) * width**-0.5)  # U [O,H]
-        self.look, self.look_for_column = nn.Linear(3 * width, 2 * width), nn.Linear(3 * width, 2 * width)
-        self.choose, self.choose_number = nn.Linear(5 * width, width), nn.Linear(5 * width, 2 * width)
-        self.choose_column = nn.Linear(5 * width, config.embedding)
+        self.look, self.look_for_column = nn.Linear(3 * width, 2 * width), nn.Linear(6 * width, 2 * width)
+        self.choose, self.choose_number = nn.Linear(5 * width, width), nn.Linear(6 * width, 2 * width)
+        self.choose_column = nn.Linear(8 * width, config.embedding)
         self.mention = nn.Parameter(torch.ones(()))
-        self.history = nn.Linear(2 * width + config.embedding, width)
+        self.history = nn.Linear(4 * width + config.embedding, width)
 
     def forward(self, batch: dict[str, Tensor], hard: bool = False) -> Answer:
         """Run the T steps on a batch; `hard` takes the largest choice of each step in place of the mixture."""
@@ -148,26 +153,30 @@ class Model(nn.Module):
         for _ in range(self.steps):
             place = torch.cat([last, history], -1)  # [B,G,3H]
             context = attend(self.look(place), states, states, real)  # [B,G,2H]
-            looked = attend(self.look_for_column(place), states, torch.cat([states, embedded], -1), real)
-            column_context, mentioned = looked.split([states.shape[2], embedded.shape[2]], -1)  # [B,G,2H] [B,G,E]
-            wide, wide_column = torch.cat([place, context], -1), torch.cat([place, column_context], -1)  # [B,G,5H]
+            wide = torch.cat([place, context], -1)  # [B,G,5H]
             asked = self.dropout(torch.tanh(self.choose(wide)))  # [B,G,H]
-            wanted = self.choose_column(wide_column) + self.mention * mentioned  # [B,G,E]
-            scores = {
-                "operations": F.linear(asked, self.operations),  # [B,G,O]
-                "columns": wanted @ names.mT + self.mention * batch["column_matches"][:, None],  # [B,G,C]
-                "numbers": self.choose_number(wide) @ at_numbers.mT,  # [B,G,K]
-            }
-            logs = {name: log_shares(value, allowed.get(name)) for name, value in scores.items()}
-            taken = {name: choice(value, allowed.get(name), pick) for name, value in logs.items()}
+            logs = {"operations": log_shares(F.linear(asked, self.operations), None)}  # [B,G,O]
+            operation = choice(logs["operations"], None, pick)
+            done = operation @ self.operations  # [B,G,H]
+            wanted = self.choose_number(torch.cat([wide, done], -1))  # [B,G,2H]
+            logs["numbers"] = log_shares(wanted @ at_numbers.mT, allowed["numbers"])  # [B,G,K]
+            number = choice(logs["numbers"], allowed["numbers"], pick)
+            pointed = number @ at_numbers * self.share(operation, COMPARISONS)[..., None]  # [B,G,2H]
+            place = torch.cat([place, done, pointed], -1)  # [B,G,6H]
+            looked = attend(self.look_for_column(place), states, torch.cat([states, embedded], -1), real)
+            context, mentioned = looked.split([states.shape[2], embedded.shape[2]], -1)  # [B,G,2H] [B,G,E]
+            wanted = self.choose_column(torch.cat([place, context], -1)) + self.mention * mentioned  # [B,G,E]
+            scores = wanted @ names.mT + self.mention * batch["column_matches"][:, None]  # [B,G,C]
+            logs["columns"] = log_shares(scores, allowed["columns"])
+            column = choice(logs["columns"], allowed["columns"], pick)
+            taken = {"operations": operation, "columns": column, "numbers": number}
             likely = likely + self.read_by(logs, taken)
             printed = rows
-            operation, column, number = taken.values()
             outcome, rows, numbers = table.apply(operation, column, number, rows, numbers, self.names)
             for name, value in {**taken, "rows": rows}.items():
                 chosen[name].append(value.flatten(0, 1))
-            told = torch.cat([operation @ self.operations, column @ names], -1)  # [B,G,H+E]
-            history = torch.tanh(self.history(torch.cat([told, asked], -1)))  # [B,G,H]
+            told = torch.cat([done, pointed, column @ names, asked], -1)  # [B,G,4H+E]
+            history = torch.tanh(self.history(told))  # [B,G,H]
         cells = table.printed(operation, column, printed, self.names)  # [B,G,N,C]
         together = {name: torch.stack(values, 1) for name, values in chosen.items()}
         return Answer(outcome.flatten(), cells.flatten(0, 1), **together, log_probability=likely)
@@ -176,10 +185,15 @@ class Model(nn.Module):
         """Log-probability [B,G] of what was chosen in one step, of column and number where the operation reads them."""
         operation = taken["operations"]
         likely = (logs["operations"] * operation).sum(-1)
-        for name, reading in (("columns", READ_COLUMNS), ("numbers", set(COMPARISONS))):
-            reads = torch.tensor([float(n in reading) for n in self.names], dtype=likely.dtype, device=likely.device)
-            likely = likely + (logs[name] * taken[name]).sum(-1) * (operation @ reads)
+        for name, reading in (("columns", READ_COLUMNS), ("numbers", COMPARISONS)):
+            likely = likely + (logs[name] * taken[name]).sum(-1) * self.share(operation, reading)
         return likely
+
+    def share(self, operation: Tensor, some: Collection[str]) -> Tensor:
+        """How much of the choices [B,G,O] is among some operations: [B,G]."""
+        return operation @ torch.tensor(
+            [float(name in some) for name in self.names], dtype=operation.dtype, device=operation.device
+        )
 
     def read(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The words' embeddings [B,S,E], states [B,S,2H] of both directions, the last ones [B,2H], names [B,C,E]."""
