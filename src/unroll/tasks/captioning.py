@@ -35,6 +35,7 @@ from unroll.decoding.beam import BeamOptions, beam_search
 from unroll.decoding.conditional import Hypothesis, LengthOptions, greedy
 from unroll.errors import UserError
 from unroll.layers.generator import GeneratorOutput, eos
+from unroll.losses.analogy import missing_pairs, total_loss_without
 from unroll.losses.cider import Cider
 from unroll.progress import progress
 from unroll.tasks.base import State
@@ -63,8 +64,9 @@ class Objective(GenerationObjective):
     """`side`: pictures are cut square and scaled to it. `frames` of a clip. `augmentation`: see `data/media.py`.
 
     captions: how many of a picture's are in each batch, drawn for each epoch; 0: all. doubly_stochastic: weight of
-    sum_p (1 - sum_t alpha_tp)^2 for each caption. hard: of a model with hard attention. validation: what is scored on
-    the validation split, the mean log-loss of a token or -CIDEr-D of greedy captions.
+    sum_p (1 - sum_t alpha_tp)^2 for each caption. hard: of a model with hard attention. spare_missing: do not teach
+    that a pair of words is wrong which the training captions merely lack ("red star"), see `losses/analogy.py`.
+    validation: what is scored on the validation split, the mean log-loss of a token or -CIDEr-D of greedy captions.
     """
 
     side: int = Field(64, ge=8)
@@ -73,7 +75,16 @@ class Objective(GenerationObjective):
     captions: int = Field(0, ge=0)
     doubly_stochastic: float = Field(0.0, ge=0.0)
     hard: HardAttention = HardAttention()
+    spare_missing: bool = False
     validation: Literal["loss", "cider"] = "loss"
+
+    @model_validator(mode="after")
+    def one_softmax(self) -> Self:
+        if self.spare_missing and self.label_smoothing:
+            raise ValueError(
+                "spare_missing: label_smoothing would give words that are left out a share; use one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def known_reward(self) -> Self:
@@ -140,6 +151,18 @@ class Task(GenerationTask):
         if train.rows_per_pass is None:
             return context.passes(train.parts)
         return -(-batch_size(train, self.recipe.name, "batch") // (context.size * train.rows_per_pass))
+
+    @cached_property
+    def missing(self) -> Tensor:
+        """Pairs of words that the training captions lack and analogy allows: bool [V,V]."""
+        samples = every_sample(SampleReader(self.folder, "train"))
+        return missing_pairs((ids for sample in samples for ids in sample["caption_ids"]), self.vocabulary["target"])
+
+    def log_loss(self, model: Any, hidden: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+        if not (self.objective.spare_missing and model.training):
+            return super().log_loss(model, hidden, tokens, targets)
+        scores = model.output.log_probabilities(hidden)  # [N,V]
+        return total_loss_without(self.missing.to(tokens.device), scores, tokens, targets)
 
     def extra_losses(self, model: Any, output: GeneratorOutput, targets: Tensor) -> Tensor | float:
         options, extra = self.objective, torch.zeros((), device=targets.device)

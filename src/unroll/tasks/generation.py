@@ -105,8 +105,7 @@ class GenerationTask:
                 tokens = mixed_with_guesses(model, tensors, options.scheduled_sampling, count)
             output = model(tokens, memory, expand_rows(model.initial_state(memory), count))
         hidden = output.hidden.flatten(0, 1)  # [N*T,D]
-        smoothing = options.label_smoothing if model.training else 0.0
-        total = model.output.total_log_loss(hidden, targets.flatten(), smoothing)
+        total = self.log_loss(model, hidden, tokens.flatten(), targets.flatten())
         objective = total
         if model.training:
             if options.sequence:
@@ -114,6 +113,12 @@ class GenerationTask:
                 total = share * total + (1 - share) * self.sequence_loss(model, tensors, memory, options.sequence)
             objective = total + self.extra_losses(model, output, targets)
         return Loss(objective, total.detach(), None)
+
+    def log_loss(self, model: Any, hidden: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The sum of -log p of `targets` [N] given `hidden` [N,D], after `tokens` [N] were read."""
+        smoothing = self.objective.label_smoothing if model.training else 0.0
+        total: Tensor = model.output.total_log_loss(hidden, targets, smoothing)
+        return total
 
     def extra_losses(self, model: Any, output: GeneratorOutput, targets: Tensor) -> Tensor | float:
         """What is differentiated beside the loss, a sum over target tokens."""

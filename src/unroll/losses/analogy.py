@@ -1,0 +1,58 @@
+"""Pairs of words that training lacks and analogy allows, which a loss had better not teach a model to avoid.
+
+A decoder that is shown "red star" in no caption learns that "star" never follows "red", and then contradicts what it
+sees: the words before and the colour in the picture both tell it so. Which pairs are merely missing is known from the
+captions alone, by similarity of words (Dagan, Lee & Pereira 1999, "Similarity-based models of word cooccurrence
+probabilities"). With n(u, w) the pairs of neighbours, BOS and EOS included, and rows and columns of n made to sum to 1:
+
+    like(u, u')  = min(sum_w sqrt(p(w|u) p(w|u')), sum_w sqrt(q(w|u) q(w|u')))    p: what follows, q: what precedes
+    p'(w | u)    = sum_u' [like >= 0.4] like(u, u') p(w|u') / sum_u' [like >= 0.4] like(u, u')       u' /= u
+    missing      = n(u, w) = 0  and  p'(w | u) > 0.01
+
+Words of one kind (colours) are alike as the same words stand before and after them; grammar is not: "of" is followed by
+articles alone, and no word like it by anything else.
+
+The loss leaves missing pairs out of the softmax where the word before is read, as no caption there could have had them:
+they are neither punished nor favoured. Decoding is as always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unroll.layers.generator import bos, eos
+
+ALIKE = 0.4
+LIKELY = 0.01
+
+
+def missing_pairs(captions: Iterable[Sequence[int] | np.ndarray], vocabulary: int) -> Tensor:
+    """Whether a pair of words is missing by chance, from `captions` as word numbers: bool [V,V], first word by second."""
+    counts = np.zeros((vocabulary, vocabulary))  # [V,V]
+    for words in captions:
+        line = [bos(vocabulary), *words, eos(vocabulary)]
+        np.add.at(counts, (line[:-1], line[1:]), 1)
+    follow, precede = _shares(counts), _shares(counts.T)
+    alike = np.minimum(np.sqrt(follow) @ np.sqrt(follow).T, np.sqrt(precede) @ np.sqrt(precede).T)  # [V,V]
+    np.fill_diagonal(alike, 0)
+    expected = _shares(np.where(alike >= ALIKE, alike, 0)) @ follow  # [V,V]
+    return torch.from_numpy((counts == 0) & (expected > LIKELY))
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    """Rows that sum to 1, or 0."""
+    return counts / np.maximum(counts.sum(1, keepdims=True), 1e-12)
+
+
+def total_loss_without(missing: Tensor, log_probabilities: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+    """The sum of -log p of `targets` [N], -1 where there is none, with p over the words that are not `missing` [V,V] after
+    `tokens` [N], from `log_probabilities` [N,V]; a target itself always counts."""
+    left_out = missing[tokens]  # [N,V]
+    left_out = left_out.scatter(1, targets.clamp_min(0)[:, None], False)
+    scores = log_probabilities.masked_fill(left_out, -torch.inf)
+    return F.cross_entropy(scores, targets, ignore_index=-1, reduction="sum")

@@ -1,0 +1,54 @@
+"""Which pairs of words training merely lacks, and the loss that spares them."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from unroll.losses.analogy import missing_pairs, total_loss_without
+
+WORDS = ["a", "red", "green", "blue", "star", "ring", "box", "is", "left", "of", "here"]
+NUMBER = {word: number for number, word in enumerate(WORDS)}
+V = len(WORDS) + 2
+
+
+def captions() -> list[list[int]]:
+    """Every colour on every shape but one each, in two kinds of sentence."""
+    found = []
+    for (i, colour), (j, shape) in itertools.product(enumerate(WORDS[1:4]), enumerate(WORDS[4:7])):
+        if i != j:
+            found += [f"a {colour} {shape} is left of a {colour} {shape}", f"a {colour} {shape} is here"]
+    return [[NUMBER[word] for word in caption.split()] for caption in found]
+
+
+def test_missing_are_the_colours_on_shapes_that_no_caption_has_and_nothing_else() -> None:
+    missing = missing_pairs(captions(), V)
+    found = {(WORDS[i], WORDS[j]) for i, j in missing.nonzero().tolist()}
+    assert found == {("red", "star"), ("green", "ring"), ("blue", "box")}
+
+
+def test_nothing_is_missing_where_every_pair_is_seen_or_nothing_is_alike() -> None:
+    assert not missing_pairs([[0, 1, 2], [3, 4, 5]], 8).any()
+
+
+def test_the_loss_leaves_the_missing_out_and_gives_them_no_gradient() -> None:
+    missing = torch.zeros(4, 4, dtype=torch.bool)
+    missing[1, 2] = True
+    logits = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    tokens, targets = torch.tensor([1, 0, 1]), torch.tensor([3, 2, -1])
+    loss = total_loss_without(missing, logits.log_softmax(-1), tokens, targets)
+    kept = logits[0, [0, 1, 3]].log_softmax(-1)[2] + logits[1].log_softmax(-1)[2]
+    assert loss.item() == pytest.approx(-kept.item())
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 2].abs() < 1e-12
+    assert logits.grad[1].abs().min() > 0
+    assert not logits.grad[2].any()
+
+
+def test_a_target_counts_even_where_its_pair_was_held_to_be_missing() -> None:
+    missing = torch.ones(3, 3, dtype=torch.bool)
+    scores = torch.zeros(1, 3).log_softmax(-1)
+    assert total_loss_without(missing, scores, torch.tensor([0]), torch.tensor([1])).item() == pytest.approx(0.0)
