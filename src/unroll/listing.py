@@ -18,6 +18,7 @@ from unroll.config import CountingTraining, Recipe, load_datasets, load_recipe, 
 from unroll.data.shards import load_manifest
 from unroll.errors import UserError
 from unroll.journal import is_being_written
+from unroll.layers.language_model import LanguageModel
 from unroll.training.context import WorkerContext, row_slices
 from unroll.training.launch import load_profile, worker_count
 from unroll.training.loop import autocast
@@ -93,6 +94,8 @@ def print_recipe(root: Path, name: str, tiny: bool) -> None:
         console.print("training  one pass of counting over the training tokens; no gradients")
         return
     _print_cost(recipe, root, console)
+    if recipe.train.then:
+        console.print(f"then      a second phase, not in these figures: {escape(str(recipe.train.then))}")
 
 
 def size(split: dict[str, Any]) -> str:
@@ -107,7 +110,7 @@ def _print_cost(recipe: Recipe, root: Path, console: Console) -> None:
     train: Any = recipe.train
     task, model = build(recipe, Place(root))
     workers = worker_count(load_profile(root, "local"))
-    if train.batch is None or not hasattr(model, "initial_state"):
+    if not (hasattr(task, "example") or isinstance(model, LanguageModel)):
         _print_cost_of_samples(task, model, recipe, workers, console)
         return
     slices = row_slices(train, WorkerContext())
@@ -178,11 +181,6 @@ def _activation_bytes(task: Any, model: torch.nn.Module, recipe: Recipe) -> floa
     train: Any = recipe.train
     row, length = _row(task, train)
     kept: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
     with autocast(train, torch.device("cpu")), torch.autograd.graph.saved_tensors_hooks(_noting(kept), lambda t: t):
         model(row, model.initial_state(1))  # type: ignore[operator]
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from unroll.cli import app
 from unroll.config import merge
 from unroll.files import sha256
 
@@ -82,6 +84,17 @@ def test_a_second_repro_runs_nothing(reproduced: tuple[Path, list[str]]) -> None
     again = run(root, "dvc", "repro", "report@demo")
     assert again.returncode == 0
     assert "Running stage" not in again.stdout
+
+
+def test_a_dry_run_says_what_each_kind_of_system_would_cost(
+    reproduced: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, names = reproduced
+    monkeypatch.chdir(root)
+    for name in names:
+        shown = CliRunner().invoke(app, ["show", name])
+        assert shown.exit_code == 0, f"{name}: {shown.exception!r}"
+        assert "minutes a seed" in shown.output or "one pass of counting" in shown.output, name
 
 
 def test_a_new_metric_rescores_without_training_or_predicting(reproduced: tuple[Path, list[str]]) -> None:
