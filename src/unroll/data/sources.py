@@ -31,6 +31,10 @@ PIECE_BYTES = 2**20
 LINE_BYTES = 2**20
 
 
+class NetworkError(Exception):
+    """A download that failed, in one line."""
+
+
 def no_progress(done: int, total: int) -> None:
     """For callers that show nothing."""
 
@@ -85,7 +89,11 @@ def _addresses(form: Copy) -> list[str]:
 
 def _own_path_only(form: Copy) -> bool:
     """A file without a hash, or outside the project, can only be the user's own."""
-    return form.sha256 is None or Path(form.file).is_absolute() or ".." in Path(form.file).parts
+    return form.sha256 is None or _leads_outside(form.file)
+
+
+def _leads_outside(file: str) -> bool:
+    return Path(file).is_absolute() or ".." in Path(file).parts
 
 
 def _in_folder(folder: Path, form: Copy, root: Path, tried: list[str]) -> Path | None:
@@ -115,27 +123,40 @@ def _fetch(address: str, form: Copy, root: Path, progress: Progress, tried: list
         return _checked(Path(urllib.request.url2pathname(parts.path)), form.sha256, tried)
     if parts.scheme not in ("http", "https"):
         raise UserError(f"source {form.file}: address {address}: {parts.scheme!r} is not one of https, http, file")
-    if _own_path_only(form):
-        raise UserError(f"source {form.file}: a source with an address needs a relative file name without '..'")
-    return _download(address, root / "data" / "downloads" / form.file, str(form.sha256), progress, tried)
+
+    def as_stated(found: str) -> None:
+        if found != form.sha256:
+            raise UserError(f"{address}: SHA-256 {form.sha256} expected, found {found}; the download was removed")
+
+    try:
+        return download(address, form.file, root, progress, as_stated)
+    except NetworkError as error:
+        tried.append(f"{address} ({error})")
+        return None
 
 
-def _download(address: str, target: Path, expected: str, progress: Progress, tried: list[str]) -> Path | None:
-    """Download to a temporary name, check, rename: a file under its own name is whole and right."""
+def download(address: str, file: str, root: Path, progress: Progress, accept: Callable[[str], None]) -> Path:
+    """Download to a temporary name in data/downloads, let `accept` raise what it has against the SHA-256 found, rename: a
+    file under its own name is whole and right, and half a download leaves nothing behind.
+
+    Raises:
+        UserError: a file name that leads outside; a disk that is full or read-only; what `accept` raises.
+        NetworkError: the network did not give it.
+    """
     import pooch
     import requests
 
+    if _leads_outside(file):
+        raise UserError(f"source {file}: a source with an address needs a relative file name without '..'")
+    target = root / "data" / "downloads" / file
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         pooch.HTTPDownloader(progressbar=_Bar(progress), chunk_size=PIECE_BYTES)(address, str(partial), None)
-        found = file_sha256(partial)
-        if found != expected:
-            raise UserError(f"{address}: SHA-256 {expected} expected, found {found}; the download was removed")
+        accept(file_sha256(partial))
         partial.rename(target)
     except requests.exceptions.RequestException as error:
-        tried.append(f"{address} ({' '.join(str(error).split())[:200]})")
-        return None
+        raise NetworkError(" ".join(str(error).split())[:200]) from None
     except OSError as error:
         raise UserError(f"{error.filename or target}: {error.strerror}") from None
     finally:

@@ -16,9 +16,9 @@ from pathlib import Path
 import yaml
 
 from unroll.config import DatasetEntry, Source
-from unroll.data.sources import PIECE_BYTES, Progress, _Bar
+from unroll.data.sources import NetworkError, Progress, download
 from unroll.errors import UserError
-from unroll.files import readable_errors, sha256
+from unroll.files import readable_errors
 
 RECORD = "hashes.yaml"
 HEAD = """# SHA-256 of downloads whose makers state none: what came when `unroll prepare NAME --trust-first-download` fetched them.
@@ -75,27 +75,21 @@ def _unknown(source: Source) -> bool:
 
 
 def _download(source: Source, root: Path, progress: Progress) -> str:
-    """Fetch a source into data/downloads, record its hash and give it. Half a download leaves nothing behind."""
-    import pooch
-    import requests
-
-    address, target = str(source.url), root / "data" / "downloads" / source.file
+    """Fetch a source into data/downloads, record its hash and give it."""
+    address = str(source.url)
     if not address.startswith(("http://", "https://")):
         raise UserError(f"source {source.file}: address {address}: http or https is expected")
-    if Path(source.file).is_absolute() or ".." in Path(source.file).parts:
-        raise UserError(f"source {source.file}: a source with an address needs a relative file name without '..'")
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    found = ""
+
+    def record(sha256: str) -> None:
+        nonlocal found
+        found = sha256
+        _record(root, address, sha256)
+
     try:
-        with readable_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            pooch.HTTPDownloader(progressbar=_Bar(progress), chunk_size=PIECE_BYTES)(address, str(partial), None)
-            found = sha256(partial)
-            partial.rename(target)
-            _record(root, address, found)
-    except requests.exceptions.RequestException as error:
-        raise UserError(f"{address}: {' '.join(str(error).split())[:200]}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        download(address, source.file, root, progress, record)
+    except NetworkError as error:
+        raise UserError(f"{address}: {error}") from None
     print(
         f"{address}: SHA-256 {found}, recorded in {RECORD} at this first download; nobody has vouched for it",
         file=sys.stderr,
@@ -108,5 +102,6 @@ def _record(root: Path, address: str, found: str) -> None:
     path = root / RECORD
     partial = path.with_name(f"{RECORD}.{os.getpid()}.partial")
     lines = yaml.safe_dump({**recorded(root), address: found}, sort_keys=True, width=1000)
-    partial.write_text(HEAD + lines, encoding="utf-8")
-    partial.rename(path)
+    with readable_errors(path):
+        partial.write_text(HEAD + lines, encoding="utf-8")
+        partial.rename(path)
