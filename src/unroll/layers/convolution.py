@@ -95,29 +95,13 @@ class CentredConvolution(nn.Module):
         return F.linear(side_by_side(padded, self.kernel, self.dilation), self.weight, self.bias)
 
 
-class DilatedBlock(nn.Module):
-    """ByteNet's residual block: the convolution works on `channels`, fewer than the `width` of the residual stream.
+class ConvolutionBlock(nn.Module):
+    """A residual block around a dilated convolution: x <- x + _after(C_d(_before(x))), which the kinds of block fill in.
 
     Causal it has a state; centred (`causal` false) it takes a mask instead, so that padding changes nothing.
     """
 
-    def __init__(
-        self,
-        width: int,
-        channels: int,
-        kernel: int,
-        dilation: int,
-        dropout: float = 0.0,
-        shared_over_time: bool = False,
-        causal: bool = True,
-    ) -> None:
-        super().__init__()
-        self.norm_in, self.narrow = nn.LayerNorm(width), nn.Linear(width, channels)
-        self.norm_narrow = nn.LayerNorm(channels)
-        convolution = CausalConvolution if causal else CentredConvolution
-        self.convolution = convolution(channels, channels, kernel, dilation)
-        self.norm_out, self.widen = nn.LayerNorm(channels), nn.Linear(channels, width)
-        self.dropout = Dropout(dropout, shared_over_time)
+    convolution: CausalConvolution | CentredConvolution
 
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """The state of a causal block before its first input."""
@@ -126,13 +110,41 @@ class DilatedBlock(nn.Module):
 
     def forward(self, inputs: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """A causal block: inputs [B,T,D] -> residual stream [B,T,D] and the state after them."""
-        filtered, state = self.convolution(self._before(inputs), state)  # [B,T,C]
+        filtered, state = self.convolution(self._before(inputs), state)  # [B,T,C']
         return inputs + self._after(filtered), state
 
     def both_ways(self, inputs: Tensor, mask: Tensor) -> Tensor:
         """A centred block: inputs [B,S,D], mask [B,S] (true where there is something) -> residual stream [B,S,D]."""
-        filtered = self.convolution(self._before(inputs) * mask[..., None])  # [B,S,C]
+        filtered = self.convolution(self._before(inputs) * mask[..., None])  # [B,S,C']
         return inputs + self._after(filtered)
+
+    def _before(self, inputs: Tensor) -> Tensor:
+        """[B,T,D] -> what the convolution reads [B,T,C]."""
+        raise NotImplementedError
+
+    def _after(self, filtered: Tensor) -> Tensor:
+        """What the convolution gives [B,T,C'] -> what is added to the residual stream [B,T,D]."""
+        raise NotImplementedError
+
+
+def dilated_convolution(
+    causal: bool, inputs: int, outputs: int, kernel: int, dilation: int
+) -> CausalConvolution | CentredConvolution:
+    return (CausalConvolution if causal else CentredConvolution)(inputs, outputs, kernel, dilation)
+
+
+class DilatedBlock(ConvolutionBlock):
+    """ByteNet's residual block: the convolution works on `channels`, fewer than the `width` of the residual stream."""
+
+    def __init__(
+        self, width: int, channels: int, kernel: int, dilation: int, dropout: Dropout, causal: bool = True
+    ) -> None:
+        super().__init__()
+        self.norm_in, self.narrow = nn.LayerNorm(width), nn.Linear(width, channels)
+        self.norm_narrow = nn.LayerNorm(channels)
+        self.convolution = dilated_convolution(causal, channels, channels, kernel, dilation)
+        self.norm_out, self.widen = nn.LayerNorm(channels), nn.Linear(channels, width)
+        self.dropout = dropout
 
     def _before(self, inputs: Tensor) -> Tensor:
         narrow = self.narrow(F.relu(self.norm_in(inputs)))  # [B,T,C]

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from unroll.config import Strict
 from unroll.layers.attention import spread
-from unroll.layers.convolution import CausalConvolution, CentredConvolution, DilatedBlock
+from unroll.layers.convolution import ConvolutionBlock, DilatedBlock, dilated_convolution
 from unroll.layers.dropout import Dropout
 from unroll.layers.generator import ConditionalGenerator, GeneratorOutput, State
 from unroll.layers.language_model import embedding_layer, numbered, part_of
@@ -80,40 +80,23 @@ TINY: list[dict[str, Any]] = [
 """Small configurations, at least one for each option: what the contract tests build."""
 
 
-class GatedBlock(nn.Module):
-    """A residual block with a gated linear unit in place of the rectifiers, and one normalisation in place of three;
-    its interface is `DilatedBlock`'s."""
+class GatedBlock(ConvolutionBlock):
+    """A gated linear unit in place of ByteNet's rectifiers, and one normalisation in place of three."""
 
     def __init__(
-        self,
-        width: int,
-        channels: int,
-        kernel: int,
-        dilation: int,
-        dropout: float = 0.0,
-        shared_over_time: bool = False,
-        causal: bool = True,
+        self, width: int, channels: int, kernel: int, dilation: int, dropout: Dropout, causal: bool = True
     ) -> None:
         super().__init__()
         self.norm, self.narrow = nn.LayerNorm(width), nn.Linear(width, channels)
-        convolution = CausalConvolution if causal else CentredConvolution
-        self.convolution = convolution(channels, 2 * channels, kernel, dilation)
-        self.widen, self.dropout = nn.Linear(channels, width), Dropout(dropout, shared_over_time)
+        self.convolution = dilated_convolution(causal, channels, 2 * channels, kernel, dilation)
+        self.widen, self.dropout = nn.Linear(channels, width), dropout
 
-    def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The state of a causal block before its first input."""
-        assert isinstance(self.convolution, CausalConvolution)
-        return self.convolution.initial_state(batch, device, dtype)
+    def _before(self, inputs: Tensor) -> Tensor:
+        narrow: Tensor = self.narrow(self.norm(inputs))  # [B,T,C]
+        return narrow
 
-    def forward(self, inputs: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """A causal block: inputs [B,T,D] -> residual stream [B,T,D] and the state after them."""
-        filtered, state = self.convolution(self.narrow(self.norm(inputs)), state)  # [B,T,2C]
-        return inputs + self.widen(self.dropout(F.glu(filtered))), state
-
-    def both_ways(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """A centred block: inputs [B,S,D], mask [B,S] (true where there is something) -> residual stream [B,S,D]."""
-        filtered = self.convolution(self.narrow(self.norm(inputs)) * mask[..., None])  # [B,S,2C]
-        return inputs + self.widen(self.dropout(F.glu(filtered)))
+    def _after(self, filtered: Tensor) -> Tensor:
+        return self.widen(self.dropout(F.glu(filtered)))  # [B,T,D]
 
 
 class Model(ConditionalGenerator):
@@ -128,18 +111,18 @@ class Model(ConditionalGenerator):
         same = config.tied == "all"
         self.embed_source = self.embed_target if same else embedding_layer(vocabulary["source"], embedding, True)
         self.input_dropout = Dropout(config.input_dropout, config.shared_over_time)
-        options = (config.dropout, config.shared_over_time)
+        dropout = Dropout(config.dropout, config.shared_over_time)
         block = GatedBlock if config.block == "gated" else DilatedBlock
         self.position_gain = nn.Parameter(torch.full((2,), 0.1)) if config.positions else None  # source, target
         self.read = nn.Linear(embedding, width)
         self.encoder = nn.ModuleList(
-            block(width, channels, config.encoder_kernel, dilation, *options, causal=False)
+            block(width, channels, config.encoder_kernel, dilation, dropout, causal=False)
             for dilation in config.encoder_dilations
         )
         self.norm_memory = nn.LayerNorm(width)
         self.join = nn.Linear(embedding + width, width)
         self.decoder = nn.ModuleList(
-            block(width, channels, config.kernel, dilation, *options) for dilation in config.dilations
+            block(width, channels, config.kernel, dilation, dropout) for dilation in config.dilations
         )
         above = len(config.dilations) - 1 if config.columns == "every_block" else 0
         self.read_column = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(above))

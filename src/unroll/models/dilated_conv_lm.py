@@ -17,9 +17,6 @@ prediction can lean on one exact string of them ("blank noise", Xie et al. 2017,
 
 State: the last (k-1)d inputs of every convolution, so that chunks of any size and single steps give what one pass does.
 
-With `content: linear` a gated block is without its tanh, the gated linear unit of Dauphin et al. 2016, 1612.08083, which
-lets gradients through unshrunk.
-
 Deliberate differences: an embedding takes the place of WaveNet's first convolution over one-hot symbols; `layer_norm`
 normalises the input of each `gated` block, which WaveNet does not; ByteNet's language model used multiplicative units
 in place of the ReLU block of its translation model.
@@ -59,7 +56,6 @@ class Config(Strict):
     channels: int | None = Field(None, ge=1)
     kernel: int = Field(2, ge=2)
     dilations: list[int] = Field([1, 2, 4, 8, 16, 32], min_length=1)
-    content: Literal["tanh", "linear"] = "tanh"
     layer_norm: bool = False
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     token_dropout: float = Field(0.0, ge=0.0, lt=1.0)
@@ -71,8 +67,6 @@ class Config(Strict):
     def consistent(self) -> Self:
         if min(self.dilations) < 1:
             raise ValueError(f"dilations: found {min(self.dilations)}, allowed is 1 and more")
-        if self.content == "linear" and self.block != "gated":
-            raise ValueError("content: only blocks of kind gated have a choice")
         if self.layer_norm and self.block != "gated":
             raise ValueError("layer_norm: only blocks of kind gated have a choice")
         if self.tied and self.cutoffs:
@@ -86,16 +80,7 @@ class Config(Strict):
 
 TINY: list[dict[str, Any]] = [
     {"block": "gated", "width": 6, "dilations": [1, 2, 5], "token_dropout": 0.2},
-    {
-        "block": "gated",
-        "width": 6,
-        "channels": 4,
-        "kernel": 3,
-        "dilations": [2, 1],
-        "content": "linear",
-        "layer_norm": True,
-        "tied": True,
-    },
+    {"block": "gated", "width": 6, "channels": 4, "kernel": 3, "dilations": [2, 1], "layer_norm": True, "tied": True},
     {"block": "bytenet", "width": 6, "kernel": 3, "dilations": [1, 2, 4], "dropout": 0.3},
     {"block": "tcn", "width": 6, "dilations": [1, 3], "dropout": 0.3, "shared_over_time": True, "cutoffs": [4, 8]},
 ]
@@ -124,7 +109,6 @@ class GatedBlock(nn.Module):
         super().__init__()
         width, channels = config.width, config.inside
         self.norm = nn.LayerNorm(width) if config.layer_norm else nn.Identity()
-        self.content = nn.Tanh() if config.content == "tanh" else nn.Identity()
         self.convolution = CausalConvolution(width, 2 * channels, config.kernel, dilation)
         self.dropout = Dropout(config.dropout, config.shared_over_time)
         self.residual = None if last else nn.Linear(channels, width)
@@ -137,7 +121,7 @@ class GatedBlock(nn.Module):
         """inputs [B,T,D] -> residual stream [B,T,D], contribution to the skip sum [B,T,D], state."""
         filtered, state = self.convolution(self.norm(inputs), state)  # [B,T,2C]
         content, gate = filtered.chunk(2, dim=-1)  # [B,T,C]
-        gated = self.dropout(self.content(content) * torch.sigmoid(gate))  # [B,T,C]
+        gated = self.dropout(torch.tanh(content) * torch.sigmoid(gate))  # [B,T,C]
         outputs = inputs if self.residual is None else inputs + self.residual(gated)
         return outputs, self.skip(gated), state
 
@@ -147,9 +131,8 @@ class BytenetBlock(nn.Module):
 
     def __init__(self, config: Config, dilation: int, last: bool) -> None:
         super().__init__()
-        self.block = DilatedBlock(
-            config.width, config.inside, config.kernel, dilation, config.dropout, config.shared_over_time
-        )
+        dropout = Dropout(config.dropout, config.shared_over_time)
+        self.block = DilatedBlock(config.width, config.inside, config.kernel, dilation, dropout)
 
     def initial_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> State:
         return self.block.initial_state(batch, device, dtype)
