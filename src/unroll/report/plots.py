@@ -141,7 +141,7 @@ def by_length(group: Group, name: str) -> Markup | None:
     with matplotlib.style.context(["default", _STYLE]):
         figure, axes = _figure(
             "length of the source: words, symbols or vectors (how many)", group.unit, bottom=58, left=74
-        )  # 0.0003
+        )  # `left`: scores such as 0.0003 stand beside the axis
         for index, found in shown.items():
             line = np.array([(places[bucket.low], bucket.scores[group.metric]) for bucket in found]).reshape(-1, 2)
             _draw(axes, [(line[:, 0], line[:, 1])] if len(line) else [], index, linewidth=2.0, marks=True)
