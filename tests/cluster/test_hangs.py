@@ -63,7 +63,7 @@ def test_a_hung_worker_is_found_and_replaced(tmp_path: Path, cluster: RayCluster
 
 def test_training_goes_on_soon_after_a_worker_died(tmp_path: Path, cluster: RayCluster) -> None:
     """Beside what Ray alone needs: the same kill in a loop that does nothing but add a number over two workers."""
-    number = trials(20)
+    number = trials(5)
     (tmp_path / "bare.py").write_text(BARE.replace("\\\\n", "\\n"))
     ours: list[float] = []
     training = Project(tmp_path / "ours", cluster, TRAIN).start()
