@@ -168,10 +168,13 @@ def connect(address: str) -> Any:
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
     if "RAY_AUTH_MODE" not in os.environ and (os.environ.get("RAY_AUTH_TOKEN") or token.is_file()):
         os.environ["RAY_AUTH_MODE"] = "token"
-    try:
-        from ray.job_submission import JobSubmissionClient
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
 
+    try:
         return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise UserError(f"{address}: {_first_line(error)}; the cluster's token is needed in {token}") from error
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:
         raise UserError(f"{address}: {_first_line(error)}; is it the address of the cluster's dashboard?") from error
 
@@ -212,12 +215,17 @@ def fetch(client: Any, name: str, archive: str) -> bytes:
     quoted = shlex.quote(archive)
     if archive.startswith("~/"):
         quoted = "~/" + shlex.quote(archive[2:])
-    reader = client.submit_job(entrypoint=f"echo BEGIN && base64 {quoted} && echo END", submission_id=f"{name}-results")
+    # Ray writes a line of its own into the log, which may come after the first ones of the command: hence the second of
+    # silence, and no line counts that has a space.
+    reader = client.submit_job(
+        entrypoint=f"sleep 1; echo BEGIN && base64 {quoted} && echo END", submission_id=f"{name}-results"
+    )
     while not client.get_job_info(reader).status.is_terminal():
         time.sleep(0.5)
     found = re.search(r"^BEGIN\n(.*)^END$", client.get_job_logs(reader), re.DOTALL | re.MULTILINE)
     try:
-        content = base64.b64decode(found[1], validate=False) if found else b""
+        lines = found[1].splitlines() if found else []
+        content = base64.b64decode("".join(line for line in lines if " " not in line), validate=True)
     except binascii.Error:
         content = b""
     if not content:

@@ -16,7 +16,7 @@ from project import project
 from unroll.config import load_recipe
 from unroll.errors import UserError
 from unroll.journal import history
-from unroll.training import checkpoint
+from unroll.training import checkpoint, launch
 from unroll.training.context import WorkerContext
 from unroll.training.loop import Preempted, Run
 from unroll.training.runs import Place, build, train_one
@@ -167,3 +167,13 @@ def test_two_workers_resume_bit_for_bit(tmp_path: Path) -> None:
         weights.append((place.model(recipe, 1) / "weights.safetensors").read_bytes())
         assert json.loads((place.history(recipe, 1) / "cost.json").read_text())["workers"] == 2
     assert weights[0] == weights[1]
+
+
+def test_workers_that_ray_replaces_after_the_end_train_nothing_again(tmp_path: Path) -> None:
+    """A node may die after the last step and before the command has ended."""
+    recipe, place = project(tmp_path, model=MODEL, train={**TRAIN, "steps": 3})
+    cost = train_one(recipe, 1, place, WorkerContext())
+    before = (place.run(recipe, 1) / "journal.jsonl").read_bytes()
+    again = launch._run({"root": str(tmp_path), "recipe": "small", "seed": 1}, WorkerContext())
+    assert again == {"cost": cost}
+    assert (place.run(recipe, 1) / "journal.jsonl").read_bytes() == before

@@ -141,7 +141,9 @@ class Cluster:
         return Info(status, self.code, "", self.jobs[name]["metadata"] if name in self.jobs else {})
 
     def get_job_logs(self, name: str) -> str:
-        return f"a warning\nBEGIN\n{base64.encodebytes(self.archive).decode()}END\n"
+        first, *others = base64.encodebytes(self.archive).decode().splitlines()
+        lines = ["a warning", "BEGIN", first, f"Running entrypoint for job {name}: echo BEGIN", *others, "END"]
+        return "\n".join(lines) + "\n"
 
 
 def archive(**files: str) -> bytes:

@@ -14,6 +14,7 @@ What ends a group, and what then happens:
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -318,7 +319,12 @@ def _run(config: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
 
     place = Place(Path(config["root"]))
     recipe = load_recipe(place.root, config["recipe"])
-    context.stop_file = place.run(recipe, config["seed"]) / "stop"
+    run = place.run(recipe, config["seed"])
+    context.stop_file = run / "stop"
+    # The command has removed a run that ended before: what has ended now did so in a group that Ray then replaced.
+    [ended] = context.sum([float(context.is_first and (run / "finished.json").exists())])
+    if ended:
+        return {"cost": json.loads((run / "finished.json").read_text()) if context.is_first else {}}
     try:
         return {"cost": train_one(recipe, config["seed"], place, context)}
     except NonFiniteError as error:

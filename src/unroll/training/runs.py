@@ -6,6 +6,7 @@ Needs torch alone; `launch.py` puts it under Ray Train.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import time
@@ -250,7 +251,9 @@ def finish_folder(recipe: Recipe, seed: int, folder: Path, place: Place, cost: d
     with new_folder(place.history(recipe, seed)) as partial:
         shutil.copyfile(folder / "journal.jsonl", partial / "journal.jsonl")
         (partial / "cost.json").write_text(json.dumps(cost, indent=1) + "\n")
-    (folder / "finished.json").write_text(json.dumps(cost))
+    partial = folder / ".finished.json"
+    partial.write_text(json.dumps(cost))
+    os.replace(partial, folder / "finished.json")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     shutil.rmtree(folder / "best", ignore_errors=True)
 
