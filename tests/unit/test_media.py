@@ -136,6 +136,22 @@ def test_without_flip_left_stays_left() -> None:
         assert view[:, 0, 0].mean() < view[:, -1, 0].mean()
 
 
+def test_a_share_of_the_images_and_clips_is_grey() -> None:
+    colours = np.zeros((32, 32, 3), np.uint8)
+    colours[:, :16, 0], colours[:, 16:, 1] = 200, 150
+    drawn = Augmentation(grey=0.5)
+    views = [read_image(encoded(colours), 16, "image", drawn, key) for key in range(40)]
+    grey = [view for view in views if (view == view[..., :1]).all()]
+    assert 10 <= len(grey) <= 30
+    assert near(grey[0][:, 2], np.full((16, 3), 60), 4)
+    assert near(grey[0][:, -2], np.full((16, 3), 88), 4)
+    assert all(
+        near(view, read_image(encoded(colours), 16, "image"), 0) for view in views if (view != view[..., :1]).any()
+    )
+    frames = decode_clip([encode_jpeg(colours)] * 4, 4, 16, "clip", Augmentation(grey=1.0))
+    assert (frames == frames[..., :1]).all()
+
+
 def test_all_frames_of_a_clip_are_cut_alike() -> None:
     frames = np.stack([picture(48, 48)] * 6)
     for data in (encode_clip(frames, 10), [encode_jpeg(frame) for frame in frames]):

@@ -59,6 +59,8 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What undoes an EXIF orientation."""
+LUMINANCE = np.array([0.299, 0.587, 0.114])
+"""Of red, green and blue (ITU-R BT.601)."""
 
 # The limits here are lower than Pillow's own and checked before it decodes.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -76,12 +78,14 @@ class MediaError(UserError):
 class Augmentation(Strict):
     """What is drawn anew for each sample and epoch. `smallest`: a random crop has this share of the area at least;
     `stretch`: its sides may be so much longer or shorter; `flip`: half of the images are mirrored (not for data that
-    speaks of left and right); `brightness`: factor between 1 - b and 1 + b."""
+    speaks of left and right); `brightness`: factor between 1 - b and 1 + b; `grey`: this share of the images has no
+    colours, so that a shape is learnt whatever its colour (as in Chen et al. 2020, arXiv:2002.05709)."""
 
     smallest: float = Field(1.0, gt=0.0, le=1.0)
     stretch: float = Field(1.0, ge=1.0, le=4.0)
     flip: bool = False
     brightness: float = Field(0.0, ge=0.0, lt=1.0)
+    grey: float = Field(0.0, ge=0.0, le=1.0)
 
 
 # ---------------------------------------------------------------- images
@@ -111,7 +115,7 @@ def read_image(
         image = image.transpose(UPRIGHT[turn])
     if view.mirrored:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return view.brightened(np.array(image))
+    return view.recoloured(np.array(image))
 
 
 def _open_image(data: bytes, place: str, at_least: int | None) -> tuple[Image.Image, int]:
@@ -178,8 +182,8 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 class _View:
-    """What is drawn for one image or clip: the part that is used (left, top, right, bottom), whether it is mirrored, and
-    how bright it is. The part is the largest square in the middle unless `augmentation` says otherwise."""
+    """What is drawn for one image or clip: the part that is used (left, top, right, bottom), whether it is mirrored, how
+    bright it is, and whether it is grey. The part is the largest square in the middle unless `augmentation` says otherwise."""
 
     def __init__(self, width: int, height: int, augmentation: Augmentation | None, key: int) -> None:
         generator = random.Random(key)
@@ -187,9 +191,13 @@ class _View:
         self.mirrored = augmentation is not None and augmentation.flip and generator.random() < 0.5
         self._brightness = augmentation.brightness if augmentation is not None else 0.0
         self._factor = 1 + self._brightness * (2 * generator.random() - 1) if self._brightness else 1.0
+        self._grey = augmentation is not None and augmentation.grey > 0 and generator.random() < augmentation.grey
 
-    def brightened(self, pixels: np.ndarray) -> np.ndarray:
-        """The pixels, all brighter or darker by the same factor."""
+    def recoloured(self, pixels: np.ndarray) -> np.ndarray:
+        """The pixels [...,3], grey or not, and all brighter or darker by the same factor."""
+        if self._grey:
+            luminance = (pixels @ LUMINANCE).round().astype(np.uint8)  # [...]
+            pixels = np.repeat(luminance[..., None], 3, -1)
         if not self._brightness:
             return pixels
         levels: np.ndarray = (np.arange(256) * self._factor).round().clip(0, 255).astype(np.uint8)
@@ -258,7 +266,7 @@ def _decode_video(
         if view.mirrored:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         out[slots] = np.asarray(image)
-    return out if view is None else view.brightened(out)
+    return out if view is None else view.recoloured(out)
 
 
 def _turns(frame: Any) -> int:
