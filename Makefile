@@ -37,8 +37,9 @@ test-all: $(STAMP) ## everything, learning thresholds and all faults too
 	$(PYTEST) -m 'not gpu and not cluster'
 
 # What it needs beside `make setup`: root and iproute2 (two hosts), slurm-wlm and munge (Slurm), all from Debian. What is
-# missing is skipped, with the reason. TRIALS: per cent of the full number of kills and stops (20 workers, 10 nodes, ...).
-TRIALS ?= 100
+# missing is skipped, with the reason. TRIALS: per cent of the full number of kills and stops (20 workers, 10 nodes, ...),
+# which take 35 minutes; half of them 25.
+TRIALS ?= 50
 test-cluster: $(STAMP) ## faults on a Ray cluster of two nodes, two hosts, Slurm: on a quiet machine
 	UNROLL_TRIALS=$(TRIALS) $(BIN)/python -m pytest tests -m cluster -rs -s
 
