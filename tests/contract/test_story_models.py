@@ -56,6 +56,7 @@ def batch(rows: list[int], facts: int = 0, words: int = 0) -> dict[str, Tensor]:
     inputs = {
         "facts": torch.zeros(len(rows), longest, widest, dtype=torch.int64),
         "question": torch.zeros(len(rows), max(len(QUESTIONS[row]) for row in rows) + words, dtype=torch.int64),
+        "task": torch.tensor(rows),
     }
     for place, row in enumerate(rows):
         for number, fact in enumerate(STORIES[row]):
@@ -125,3 +126,18 @@ def test_a_step_at_a_time_is_one_pass(name: str, number: int) -> None:
         found.append(part)
     torch.testing.assert_close(state["memory"], whole["memory"])
     torch.testing.assert_close(torch.cat(found, 1), gates)
+
+
+@torch.no_grad()
+def test_a_memory_network_per_task_is_one_network_for_each() -> None:
+    """Each row is answered as by a network of its own, whose weights are the part of its task."""
+    memory_network = load_part("models", "memory_network", "test")
+    config = check(memory_network.Config, {"hops": 2, "width": 6, "memory": 8, "per_task": True}, "test")
+    torch.manual_seed(5)
+    together = memory_network.Model(config, VOCABULARY).double().eval()
+    alone = memory_network.Model(config.model_copy(update={"per_task": False}), VOCABULARY).double().eval()
+    scores = together(batch([0, 1, 2])).scores
+    for task in range(VOCABULARY["tasks"]):
+        for name, part in alone.named_parameters():
+            part.copy_(together.get_parameter(name).unflatten(0, (VOCABULARY["tasks"], -1))[task])
+        torch.testing.assert_close(alone(batch([task])).scores[0], scores[task])

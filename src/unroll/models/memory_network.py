@@ -19,6 +19,9 @@ Deliberate differences: the answers of bAbI are no words (`apple,milk` is one of
 not C_K transposed; `gate` puts a nonlinearity between hops, u + ReLU(...) as in the language model of the paper, where
 half of the units are rectified; weights start normal with deviation `start` (0.1 in the paper).
 
+`per_task`: a model for each task, as in most columns of the paper's tables, all of them trained in one run: word w of
+task n is word n V + w of one large vocabulary, and ages and answers alike. A model then learns from its task alone.
+
 Number to reach on bAbI 10k: mean error 4.2 % (best of ten runs per task, as reported by Henaff et al. 2017).
 """
 
@@ -26,21 +29,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from unroll.config import Strict
 from unroll.layers.dropout import Dropout
 from unroll.layers.stories import (
-    ENTITIES,
     Answer,
     AnswerLayer,
     StoryModel,
     ages,
     at_least_float32,
+    compact,
     distinct,
     facts_told,
     weighted_words,
@@ -49,7 +52,8 @@ from unroll.layers.stories import (
 
 class Config(Strict):
     """hops K, width D, tying of the embeddings over hops, memory: facts that are read at most; positions: whether the
-    order of words counts; rectified: share of the units of u that a ReLU acts on between hops; dropout of u."""
+    order of words counts; rectified: share of the units of u that a ReLU acts on between hops; dropout of u.
+    per_task: every task has weights of its own."""
 
     hops: int = Field(3, ge=1)
     width: int = Field(50, ge=1)
@@ -59,12 +63,20 @@ class Config(Strict):
     rectified: float = Field(0.0, ge=0.0, le=1.0)
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     start: float = Field(0.1, gt=0.0)
+    per_task: bool = False
+
+    @model_validator(mode="after")
+    def known(self) -> Self:
+        if self.per_task and self.tying != "adjacent":
+            raise ValueError("per_task: is for adjacent tying, whose weights all belong to words, ages and answers")
+        return self
 
 
 TINY = [
     {"hops": 2, "width": 6, "memory": 8},
     {"hops": 3, "width": 5, "tying": "layer_wise", "positions": False, "memory": 8},
     {"hops": 2, "width": 6, "memory": 3, "rectified": 0.5, "dropout": 0.1},
+    {"hops": 2, "width": 6, "memory": 8, "per_task": True},
 ]
 """Small configurations, at least one for each option: what the contract tests build."""
 
@@ -74,16 +86,17 @@ class Model(StoryModel):
 
     def __init__(self, config: Config, vocabulary: dict[str, int]) -> None:
         super().__init__()
-        self.config, self.words = config, vocabulary["words"]
+        self.models = vocabulary["tasks"] if config.per_task else 1
+        self.config, self.words = config, vocabulary["words"] * self.models
         adjacent, width = config.tying == "adjacent", config.width
         self.tables = config.hops + 1 if adjacent else 2
         # Adjacent: hop k compares with table k and reads table k + 1. Layer-wise: with table 0 and table 1 always.
         self.embedding = nn.Parameter(torch.randn(self.words, self.tables, width) * config.start)  # [V,tables,D]
-        self.times = nn.Parameter(torch.randn(config.memory, self.tables, width) * config.start)  # [memory,tables,D]
+        self.times = nn.Parameter(torch.randn(config.memory * self.models, self.tables, width) * config.start)
         self.embed_question = None if adjacent else nn.Parameter(torch.randn(self.words, width) * config.start)
         self.between = None if adjacent else nn.Linear(width, width, bias=False)  # H
         self.dropout = Dropout(config.dropout)
-        self.output = AnswerLayer(width, vocabulary, width)
+        self.output = AnswerLayer(width, vocabulary, width, self.models)
 
     def forward(self, inputs: Mapping[str, Tensor], linear: bool = False) -> Answer:
         """`linear`: attention without its softmax."""
@@ -91,6 +104,10 @@ class Model(StoryModel):
         age = ages(facts)  # [B,F]
         told = facts_told(facts) & (age < self.config.memory)
         age = age.clamp_max(self.config.memory - 1)
+        task = inputs["task"] if self.config.per_task else None  # [B]
+        if task is not None:
+            facts, question = self._of_task(facts, task), self._of_task(question, task)
+            age = age + self.config.memory * task[:, None]
         sentences, number = distinct(facts.flatten(0, 1), self.words)  # [U,W] [B*F]
         number = number.view(facts.shape[:2])  # [B,F]
         embedded = self._embedded(sentences, self.embedding.flatten(1)).unflatten(-1, (self.tables, -1))  # [U,tables,D]
@@ -110,8 +127,12 @@ class Model(StoryModel):
             when = torch.zeros_like(when).scatter_add(1, age, weights)
             found = said @ embedded[:, table + 1] + when @ self.times[:, table + 1]  # [B,D]
             state = self._rectified(found + (state if self.between is None else self.between(state)))
-        entities = self.embedding[:, -1] if self.output.entities else self.embedding[:ENTITIES, -1]
-        return Answer(self.output(self.dropout(state), entities), torch.stack(attention, 1))
+        return Answer(self.output(self.dropout(state), self.embedding[:, -1], task), torch.stack(attention, 1))
+
+    def _of_task(self, sentences: Tensor, task: Tensor) -> Tensor:
+        """Words as those of a story's task: ids [B,...] and tasks [B] -> [B,...]; padding stays 0."""
+        first = (self.words // self.models * task).view(-1, *[1] * (sentences.dim() - 1))
+        return (sentences + first) * (sentences > 0)
 
     def _rectified(self, state: Tensor) -> Tensor:
         count = round(self.config.rectified * self.config.width)
@@ -119,12 +140,14 @@ class Model(StoryModel):
 
     def _embedded(self, sentences: Tensor, table: Tensor) -> Tensor:
         """sum_j l_j * (table of word j): ids [...,W], table [V,n D] -> [...,n D]."""
+        if self.config.per_task:
+            sentences, table = compact(sentences, table)
         if not self.config.positions:
-            return weighted_words(sentences, torch.ones_like(sentences, dtype=table.dtype), self.words) @ table
+            return weighted_words(sentences, torch.ones_like(sentences, dtype=table.dtype), len(table)) @ table
         width = self.config.width
         places = torch.arange(1, sentences.shape[-1] + 1, device=sentences.device, dtype=table.dtype)
         share = places / (sentences > 0).sum(-1, keepdim=True).clamp_min(1)  # j/J, [...,W]
-        plain = weighted_words(sentences, 1 - share, self.words) @ table
-        by_component = weighted_words(sentences, 2 * share - 1, self.words) @ table
+        plain = weighted_words(sentences, 1 - share, len(table)) @ table
+        by_component = weighted_words(sentences, 2 * share - 1, len(table)) @ table
         component = torch.arange(1, width + 1, device=table.device, dtype=table.dtype).div(width)  # k/D
         return plain + by_component * component.repeat(table.shape[-1] // width)

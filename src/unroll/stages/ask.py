@@ -43,6 +43,10 @@ def ask(root: Path, name: str, story: Path, questions: list[str], picture: Path 
     folder = Place(root).model(recipe, recipe.seeds[0])
     description, model = load_model(folder)
     facts = read_facts(story)
+    if getattr(model.config, "per_task", False):
+        raise UserError(
+            f"recipes.{name}.model.per_task: whose task a new story is of nobody knows; ask one model for all"
+        )
     asker = Asker(model, StoryTokenizer.load(folder / "stories.json"), description["stories"]["answers"])
     replies = [asker.ask(facts, question, str(story)) for question in questions]
     for reply in replies:
