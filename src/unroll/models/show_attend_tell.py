@@ -55,8 +55,6 @@ class Config(Strict):
     """`region`: width of a region's vector; `dropout` of embedded words and of the vector before the softmax.
 
     word_dropout: of whole words that are read, so that the next one comes from the picture and not from the one before.
-    glimpse_dropout: of what is seen at whole steps, so that nothing is left to one look: the model looks again at a thing
-    when it names it, and not only when it names its colour.
     """
 
     encoder: VisionOptions = VisionOptions()
@@ -69,7 +67,6 @@ class Config(Strict):
     tied: bool = True
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     word_dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    glimpse_dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
     @model_validator(mode="after")
     def known(self) -> Self:
@@ -85,7 +82,7 @@ TINY: list[dict[str, Any]] = [
     {"encoder": {"widths": [4, 8], "groups": 2}, "region": 4, "embedding": 5, "width": 6, "hard": True},
     {"encoder": {"blind": True}, "region": 4, "embedding": 5, "width": 6},
     {"encoder": {"widths": [4, 8], "groups": 2}, "region": 4, "embedding": 5, "width": 6, "two_layers": True,
-     "dropout": 0.2, "word_dropout": 0.2, "glimpse_dropout": 0.2},
+     "dropout": 0.2, "word_dropout": 0.2},
 ]  # fmt: skip
 """Small configurations, at least one for each option: what the contract tests build."""
 
@@ -115,7 +112,6 @@ class Model(ConditionalGenerator):
         self.context_to_word = nn.Linear(region, embedding, bias=False)
         self.dropout = Dropout(config.dropout, shared_over_time=True)
         self.word_dropout = WordDropout(config.word_dropout, words)
-        self.glimpse_dropout = Dropout(config.glimpse_dropout)
         self.output = Softmax(embedding, words, self.embed_target if config.tied else None)
         if config.hard:
             self.baseline = nn.Parameter(torch.zeros(()))
@@ -138,14 +134,13 @@ class Model(ConditionalGenerator):
         if self.config.two_layers:
             return self._two_layers(embedded, memory, state)
         words = nn.functional.linear(embedded, self.cell.weight_input, self.cell.bias)  # [N,T,4H]
-        seen_at = self.glimpse_dropout(words.new_ones(*tokens.shape, 1))  # [N,T,1]
         hiddens, contexts, looked, choices = [], [], [], []
-        for word, kept in zip(words.unbind(1), seen_at.unbind(1), strict=True):  # [N,4H] [N,1]
+        for word in words.unbind(1):  # [N,4H]
             soft, weights = read_memory(self.attention, state["hidden"][:, None], memory)  # [N,1,D] [N,1,P]
             if self.config.hard:
                 soft, choice = self._look_at_one(weights, memory)
                 choices.append(choice)
-            context = torch.sigmoid(self.gate(state["hidden"])) * soft[:, 0] * kept  # [N,D]
+            context = torch.sigmoid(self.gate(state["hidden"])) * soft[:, 0]  # [N,D]
             state = self.cell.step(word + self.context_gates(context), state, self.cell.weight_hidden)
             hiddens.append(state["hidden"])
             contexts.append(context)
@@ -159,7 +154,6 @@ class Model(ConditionalGenerator):
         """LSTM, attention and LSTM over all steps at once: [N,T,E]."""
         lower, lower_state = self.cell(embedded, {name: state[name] for name in LSTM.state_names})  # [N,T,H]
         context, attention = read_memory(self.attention, lower, memory)  # [N,T,D] [N,T,P]
-        context = context * self.glimpse_dropout(context.new_ones(*context.shape[:2], 1))
         wide = torch.cat([lower, context.to(lower.dtype)], -1)
         hidden, upper = self.upper(wide, {name: state[f"upper_{name}"] for name in LSTM.state_names})  # [N,T,H]
         after = {**lower_state, **{f"upper_{name}": value for name, value in upper.items()}}
