@@ -111,6 +111,7 @@ class RayCluster:
         self.token = secrets.token_hex(32)
         token.write_text(self.token)
         self.environment = {
+            "RAY_DEDUP_LOGS": "0",  # lines that are alike would come together and seconds late
             **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "UNROLL_"))},
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),

@@ -16,7 +16,7 @@ INTERVAL = 40
 KILLS_A_RUN = 5
 TRAIN = {
     "batch": 6,
-    "steps": 2000,
+    "steps": 3000,
     "checkpoint_every": INTERVAL,
     "validate_every": 300,
     "optimizer": {"name": "adamw", "learning_rate": 0.01, "clip": 1.0},
