@@ -131,3 +131,17 @@ def test_what_does_not_fit_is_one_line(place: Place) -> None:
     task, _ = build(recipe({"sequence": {"reward": "cider"}}), place)
     with pytest.raises(UserError, match=r"sequence: .*'cider', translation knows bleu|reward"):
         task.objective  # noqa: B018
+
+
+def test_a_reference_counts_as_a_word_longer_in_the_reward(place: Place) -> None:
+    """A candidate that is its reference of n words has BLEU exp(-1/n), and one that leaves its end out much less."""
+    from sacrebleu import BLEU
+
+    task, _ = build(recipe(), place)
+    [[batch]] = first_batches(task, 1)
+    targets = batch.tensors["targets"]
+    words = [BLEU().sentence_score(text, [text]).ref_len for text in map(task.text, targets.tolist())]
+    costs = task.costs(targets, targets, len(targets))[:, 0]
+    assert costs.tolist() == pytest.approx([1 - np.exp(-1 / count) for count in words], abs=1e-5)
+    cut = torch.where(torch.arange(targets.shape[1]) < 2, targets, MASKED)
+    assert (task.costs(cut, targets, len(targets))[:, 0] >= costs - 1e-6).all()

@@ -128,9 +128,8 @@ class AnswerLayer(nn.Module):
         listed = self._of_task(self.listed(hidden), task)
         if self.project is None:
             return listed
-        named = words.unflatten(0, (self.models, -1))[:, ENTITIES : ENTITIES + self.entities].to(
-            listed.dtype
-        )  # [models,N,E]
+        of_models = words.to(listed.dtype).unflatten(0, (self.models, -1))  # [models,V,E]
+        named = of_models[:, ENTITIES : ENTITIES + self.entities]  # [models,N,E]
         projected = self._of_task(self.project(hidden), task)  # [B,E]
         entities = projected @ named[0].T if task is None else (named[task] @ projected[..., None])[..., 0]  # [B,N]
         return torch.cat([listed[:, :1], entities.to(listed.dtype), listed[:, 1:]], -1)

@@ -129,7 +129,7 @@ class Task(GenerationTask):
 
         Add-one smoothed (Lin & Och 2004), with references that count as a word longer: without it the smoothing favours
         candidates that are too short (Nakov, Guzman & Vogel 2012, "Optimizing for sentence-level BLEU+1 yields short
-        translations", section 5.2).
+        translations").
         """
         from sacrebleu import BLEU
 
