@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, tuple[str, list[str]]] = {
     "loop": ("The training loop, Ray's local mode, waiting for data", []),
     "parts": ("The batch cut into parts that any number of workers adds up alike", []),
     "tracker": ("A dead tracker", []),
+    "outage": ("The MLflow server killed for ten minutes in mid-run", []),
     "ngram": ("Kneser-Ney 5-gram on WikiText-2, counted and scored", WIKITEXT),
     "media_loader": ("Reading, decoding and augmenting images beside other loaders", []),
     "beam": ("Beam search against greedy decoding", []),
