@@ -260,6 +260,14 @@ def test_what_the_story_does_not_mention_is_unknown(place: Place) -> None:
     assert text(reply, 3) == "Where is Sam now? unknown   (the story does not mention Sam)"
 
 
+def test_models_of_a_task_each_are_not_asked(place: Place) -> None:
+    _, model = build(
+        recipe(model={"name": "memory_network", "hops": 2, "width": 6, "memory": 8, "per_task": True}), place
+    )
+    with pytest.raises(UserError, match=r"model\.per_task: nobody knows which task"):
+        Asker(model, StoryTokenizer.load(place.data("stories") / "stories.json"), "one")
+
+
 def test_a_story_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "story.txt"
     for content, message in (

@@ -43,10 +43,6 @@ def ask(root: Path, name: str, story: Path, questions: list[str], picture: Path 
     folder = Place(root).model(recipe, recipe.seeds[0])
     description, model = load_model(folder)
     facts = read_facts(story)
-    if getattr(model.config, "per_task", False):
-        raise UserError(
-            f"recipes.{name}.model.per_task: whose task a new story is of nobody knows; ask one model for all"
-        )
     asker = Asker(model, StoryTokenizer.load(folder / "stories.json"), description["stories"]["answers"])
     replies = [asker.ask(facts, question, str(story)) for question in questions]
     for reply in replies:
@@ -78,9 +74,15 @@ def read_facts(path: Path) -> list[str]:
 
 
 class Asker:
-    """Answers questions with one model; `kind`: one answer, or several."""
+    """Answers questions with one model; `kind`: one answer, or several.
+
+    Raises:
+        UserError: the model is one for each task.
+    """
 
     def __init__(self, model: Any, tokenizer: StoryTokenizer, kind: str) -> None:
+        if getattr(model.config, "per_task", False):
+            raise UserError("model.per_task: nobody knows which task a new story is of; ask one model for all")
         self.device = default_device()
         self.model, self.tokenizer, self.kind = model.to(self.device).eval(), tokenizer, kind
 
