@@ -50,7 +50,8 @@ def witnessed(folder: Path) -> dict[int, list[dict[str, Any]]]:
     """What was learnt from at each step, by the group that did it last: a step that was redone replaces the earlier one."""
     steps: dict[int, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_ctime):
-        for line in map(json.loads, path.read_text().splitlines()):
+        complete = path.read_text().rpartition("\n")[0]  # a line may be half written, now or for ever
+        for line in map(json.loads, complete.splitlines()):
             kept = [other for other in steps.get(line["step"], []) if other["size"] == line["size"]]
             same = [other for other in kept if other["rows"] == line["rows"]]
             steps[line["step"]] = [*(other for other in kept if other not in same), line]

@@ -77,6 +77,7 @@ def test_a_node_that_is_taken_away_costs_no_failure_and_no_step(
     cluster.nodes.pop().kill()
     own = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {file.parent} && exec "$@"', "sh"]
     cluster.add(before=own)
+    cluster.settle()  # the command would take the lost node, which has the address of this machine too, for its own
     profile = {"workers": [1, 2], "notice_file": str(file), "notice_seconds": 60, **NEVER_FAILS}
     training = Project(tmp_path / "project", cluster, TRAIN, **profile).start()
     try:
