@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 PASSED_ON = ("DVC_", "UNROLL_", "MLFLOW_", "OMP_", "PYTHONPATH")
 """Beginnings of the names of variables that a task gets from here; the rest of its environment is its machine's own."""
+SETTINGS = {"env_vars": {"RAY_kill_child_processes_on_worker_exit": "false"}}
+"""A worker whose driver was killed would kill its stage at once; the stage's guard asks it to save first."""
 LEAVE = 75
 """Exit code of a training that its machine asked to leave; it has saved and goes on elsewhere."""
 
@@ -43,7 +45,7 @@ class RayTasks:
         environment = {
             **threads, **passed, "RAY_ADDRESS": self.address, "UNROLL_PROFILE": self.name, **self.profile.environment
         }  # fmt: skip
-        task = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(run)
+        task = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, runtime_env=SETTINGS)(run)
         reference = task.remote(command.lines, command.folder, environment, str(command.log))
         self.tasks[reference] = command
 
