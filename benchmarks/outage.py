@@ -138,8 +138,9 @@ def arrivals(folder: Path, uri: str) -> dict[str, int]:
         for point in client.get_metric_history(stored.info.run_id, key)
     )
     written = [(key, point.step, point.value) for key, points in history(folder).items() for point in points]
+    known = set(written)
     often = Counter(min(found[point], 2) for point in written)
-    strange = sum((found - Counter(written)).values()) - often[2]
+    strange = sum(count for point, count in found.items() if point not in known)
     return {"written": len(written), "once": often[1], "never": often[0], "more": often[2], "not_written": strange}
 
 
