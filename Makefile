@@ -9,6 +9,9 @@ JOBS   ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 # MLflow's page is that of a chat application unless its address says otherwise.
 RUNS   := http://127.0.0.1:5000/\#/experiments?workflowType=machine_learning
 
+# Container images often set it; every stage and test process would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo cpu test test-all test-cluster lint format bench mlflow doctor results setup clean help
 
 help:            ## this list

@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-torch.set_num_threads(1)
 sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     """Tests draw the same numbers whatever ran before them."""
+    import torch  # not at the top: the process that only hands tests to workers would load it first
+
+    torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -17,8 +17,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from unroll.datasets.drawn_scenes import Options, lexicon, scenes
 from unroll.errors import UserError
 from unroll.metrics import Unavailable
-from unroll.metrics._captions import tokenized
-from unroll.metrics._predictions import Sentence, read_sentences
+from unroll.metrics._predictions import read_sentences
 from unroll.metrics._scenes import Mention, all_right, mentions, terms
 
 WORDS = ["a", "dog", "runs", "over", "the", "green", "hill", "and", "two", "men", "look", "at", "it"]
@@ -100,16 +99,6 @@ def test_what_needs_java_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         metric("cider").compute(folder, {"tokenizer": "ptb"})
     with pytest.raises(Unavailable, match="spice: needs a Java runtime"):
         metric("spice").compute(folder, {})
-
-
-@pytest.mark.skipif(shutil.which("java") is None, reason="no Java runtime")
-def test_with_java_the_published_tokenizer_and_meteor(tmp_path: Path) -> None:
-    sentences = (Sentence("x", ("It's a well-kept, green park.",), "A park!"),)
-    assert tokenized(sentences, "ptb") == ({0: ["it 's a well-kept green park"]}, {0: ["a park"]})
-    folder = write(tmp_path / "p", [(["a dog runs over the hill"], "a dog is running over the hills"), (["a"], "b")])
-    found = metric("meteor").compute(folder, {})
-    assert 0.2 < found.value < 0.9
-    assert found.low <= found.value <= found.high
 
 
 def test_spice_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,22 +15,31 @@ MODELS = sorted(path.stem for path in (PACKAGE / "models").glob("[!_]*.py"))
 TASKS = sorted(path.stem for path in (PACKAGE / "tasks").glob("[!_]*.py"))
 
 
-@pytest.mark.parametrize(
-    "start", [*(f"models/{name}.py" for name in MODELS), *(f"tasks/{name}.py" for name in TASKS), LOOP]
-)
-def test_every_file_that_is_loaded_is_listed(start: str) -> None:
-    """A fresh process imports the file; of this package it may load only what is listed, and what decides no number."""
-    name = "unroll." + start.removesuffix(".py").replace("/", ".")
+def test_every_file_that_is_loaded_is_listed() -> None:
+    """A process that forgets the package before each import: of it, a file may load what is listed and what decides no number."""
+    starts = [*(f"models/{name}.py" for name in MODELS), *(f"tasks/{name}.py" for name in TASKS), LOOP]
     code = (
-        "import importlib, sys\n"
-        f"importlib.import_module({name!r})\n"
-        "print(*[m.__file__ for n, m in sys.modules.items() if n.startswith('unroll.') and getattr(m, '__file__', None)], sep='\\n')"
+        "import importlib, json, sys\n"
+        "own = lambda: [name for name in sys.modules if name == 'unroll' or name.startswith('unroll.')]\n"
+        "loaded = {}\n"
+        f"for start in {starts!r}:\n"
+        "    for name in own():\n"
+        "        del sys.modules[name]\n"
+        "    importlib.import_module('unroll.' + start.removesuffix('.py').replace('/', '.'))\n"
+        "    loaded[start] = [sys.modules[name].__file__ for name in own()]\n"
+        "print(json.dumps({s: [file for file in files if file] for s, files in loaded.items()}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = {str(Path(line).resolve().relative_to(PACKAGE.resolve())) for line in done.stdout.split()}
-    deciding = {file for file in loaded if file.split("/")[0] in DECIDING} - LEFT_OUT
-    own = {f"{start.split('/')[0]}/__init__.py"}
-    assert deciding - own - set(files_read(start)) == set()
+    loaded = json.loads(done.stdout)
+    assert set(loaded) == set(starts)
+    unlisted = {}
+    for start, files in loaded.items():
+        names = {str(Path(file).resolve().relative_to(PACKAGE.resolve())) for file in files}
+        assert start in names
+        deciding = {file for file in names if file.split("/")[0] in DECIDING} - LEFT_OUT
+        own = {f"{start.split('/')[0]}/__init__.py"}
+        unlisted[start] = deciding - own - set(files_read(start))
+    assert {start: files for start, files in unlisted.items() if files} == {}
 
 
 def test_a_layer_concerns_the_models_that_import_it_alone() -> None:
