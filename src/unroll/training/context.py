@@ -6,9 +6,10 @@ torchrun). The loop sees no difference.
 
 from __future__ import annotations
 
+import functools
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,21 @@ class WorkerContext:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         self._reduce(tensor, in_tree)
         return tensor.tolist()
+
+    def sum_later(self, values: list[float], in_tree: bool = False) -> Callable[[], list[float]]:
+        """Begin the `sum`; calling the result waits for it. What is done in between is not held up by slower workers."""
+        if self.size == 1 or in_tree:
+            done = self.sum(values, in_tree)
+            return lambda: done
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        work = dist.all_reduce(tensor, async_op=True)
+
+        @functools.cache
+        def wait() -> list[float]:
+            work.wait()
+            return tensor.tolist()
+
+        return wait
 
     def sum_of_slices(self, values: list[list[float]], parts: int | None) -> list[float]:
         """Element-wise sum over all `slices` of all workers: `values` are those of this worker's slices, in order."""

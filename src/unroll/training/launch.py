@@ -136,7 +136,7 @@ def launch(recipe: Recipe, seed: int, place: Place, profile: Profile) -> dict[st
     if profile.address == "local":
         os.environ.update({name: value for name, value in LOCAL_SETTINGS.items() if name not in os.environ})
     if workers != 0:
-        trainer = _adjusted(trainer, dashboard=start_ray(profile))
+        trainer = _adjusted(trainer, dashboard=start_ray(profile), own=profile.address == "local")
     stop_file = place.run(recipe, seed) / "stop"
     with on_notice(lambda: _ask_to_stop(stop_file), profile.notice_file, profile.notice_signal):
         while True:
@@ -172,12 +172,14 @@ def _fit(trainer: Any) -> dict[str, Any]:
     return outcome
 
 
-def _adjusted(trainer: Any, dashboard: bool) -> Any:
+def _adjusted(trainer: Any, dashboard: bool, own: bool) -> Any:
     """The trainer with changes that Ray has no settings for, made where its controller runs.
 
     - The group's end waits 5 s, not 30 s, for workers that do not answer: they may be hung or lost.
     - What an elastic group reserves expires after a minute, not three, if nobody renews it: the reservation of a driver
       that was killed would keep its successor waiting. Ray renews it every 20 s.
+    - No manager of Ray's data sets, and on a cluster of one's own no coordinator of requests for more machines: each is
+      a process that has nothing to do, yet wakes a hundred times a second.
     - Without a dashboard no placement group cleaner, an actor that outlives the controller to free its resources. It
       would ask the dashboard for the controller's state each second, warn each second that nobody answers, and end in a
       trace. What it would free, Ray frees when the driver ends.
@@ -190,10 +192,24 @@ def _adjusted(trainer: Any, dashboard: bool) -> Any:
             policy = "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client"
             import_module(policy).AUTOSCALING_REQUESTS_EXPIRE_TIME_S = RESERVED_SECONDS  # type: ignore[attr-defined]
 
+    fixed: Any = import_module("ray.train.v2._internal.execution.scaling_policy").FixedScalingPolicy
+
+    class Alone(fixed):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            pass
+
+        def _maybe_send_resource_request(self) -> None:
+            pass
+
     class Trainer(trainer):
+        def _initialize_and_run_controller(self, scaling_policy: Any, **settings: Any) -> Any:
+            if own and isinstance(scaling_policy, fixed):
+                scaling_policy = Alone(scaling_policy.scaling_config)
+            return super()._initialize_and_run_controller(scaling_policy=scaling_policy, **settings)
+
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
-            unwanted = () if dashboard else ("PlacementGroupCleanerCallback",)
+            unwanted = {"DatasetsCallback", *(() if dashboard else ("PlacementGroupCleanerCallback",))}
             return [*(c for c in callbacks if type(c).__name__ not in unwanted), Settings()]
 
     return Trainer

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,12 +139,13 @@ class Run:
         torch.manual_seed(step_seed(self.seed, self.progress.step, self.context.rank))
         if batches[0].starts_epoch or len(self.carries) != len(batches):
             self.carries = [None] * len(batches)
-        weight, stop = self.context.sum([sum(b.weight for b in batches), float(self.context.wants_stop())])
+        totals = self.context.sum_later([sum(b.weight for b in batches), float(self.context.wants_stop())])
         self.policy.optimizer.zero_grad(set_to_none=True)
-        losses, parameters, in_tree = self.losses(batches, weight), self.policy.parameters, self.train.parts is not None
+        losses, parameters, in_tree = self.losses(batches, totals), self.policy.parameters, self.train.parts is not None
         loss_sum = add_gradients_in_tree(losses, parameters) if in_tree else sum(losses, 0.0)
+        all_losses = self.context.sum_later([loss_sum], in_tree)
         self.context.sum_gradients(parameters, in_tree)
-        [loss_sum] = self.context.sum([loss_sum], in_tree)
+        [loss_sum], [weight, stop] = all_losses(), totals()
         self.scaler.unscale_(self.policy.optimizer)
         norm = float(self.policy.clip())
         self._refuse_non_finite(loss_sum, norm, batches)
@@ -154,8 +155,8 @@ class Run:
         self.progress.predictions += weight
         return StepResult(loss_sum, weight, norm, rate, stop > 0)
 
-    def losses(self, batches: list[Batch], weight: float) -> Iterator[float]:
-        """Forward and backward of one slice after the other; gives the loss sum of each."""
+    def losses(self, batches: list[Batch], totals: Callable[[], list[float]]) -> Iterator[float]:
+        """Forward and backward of one slice after the other; gives the loss sum of each. `totals`: the weight first."""
         for number, batch in enumerate(batches):
             if not batch.weight:
                 yield 0.0
@@ -163,17 +164,18 @@ class Run:
             if self.train.parts is not None:
                 part = self.context.rank * len(batches) + number
                 torch.manual_seed(step_seed(self.seed, self.progress.step, part))
-            loss = self.backward(batch.to(self.context.device), self.carries[number], weight)
+            loss = self.backward(batch.to(self.context.device), self.carries[number], totals)
             self.carries[number] = loss.carry
             yield float(loss.total)
 
-    def backward(self, batch: Batch, carry: State | None, weight: float) -> Loss:
+    def backward(self, batch: Batch, carry: State | None, totals: Callable[[], list[float]]) -> Loss:
         """Loss and gradients of one slice; gradients add up over slices."""
         with dropout_place(
             self.seed, self.progress.step, batch.first_row, batch.total_rows, keyed=self.train.dropout_by_place
         ):
             with autocast(self.train, self.context.device):
                 loss = self.task.loss(self.model, batch, carry)
+            weight, *_ = totals()
             self.scaler.scale(loss.objective / weight).backward()
         return loss
 
