@@ -1,6 +1,7 @@
 """An elastic group loses a node and gets another in mid-epoch: the same global order, every sample once, the same losses."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def test_two_one_two_workers_in_mid_epoch(tmp_path: Path, cluster: RayCluster) -
     witness.mkdir()
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "sitecustomize.py").write_text(WITNESS)
-    path = f"{tmp_path / 'code'}:{cluster.environment['PYTHONPATH']}"
+    path = os.pathsep.join(filter(None, [str(tmp_path / "code"), cluster.environment.get("PYTHONPATH")]))
     environment = {"PYTHONPATH": path, "WITNESS": str(witness)}
     project = Project(tmp_path / "elastic", cluster, TRAIN, workers=[1, 2], environment=environment)
     training = project.start()

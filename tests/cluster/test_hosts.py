@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,7 +88,7 @@ def test_the_doctor_names_the_interface_between_the_hosts(
     tmp_path: Path, hosts: list[Host], two_hosts: RayCluster
 ) -> None:
     project = Project(tmp_path, two_hosts, TRAIN, **CABLE)
-    command = [*hosts[0].inside, "python", "-m", "unroll", "doctor", "--cluster", "--profile", "run"]
+    command = [*hosts[0].inside, sys.executable, "-m", "unroll", "doctor", "--cluster", "--profile", "run"]
     done = subprocess.run(command, cwd=tmp_path, env=two_hosts.environment, capture_output=True, text=True, timeout=200)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
