@@ -12,10 +12,17 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-@pytest.fixture(autouse=True)
-def fixed_seed() -> None:
-    """Tests draw the same numbers whatever ran before them."""
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """For fixtures of any scope too, whatever the environment says."""
     import torch  # not at the top: the process that only hands tests to workers would load it first
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Tests draw the same numbers whatever ran before them."""
+    import torch
+
     torch.manual_seed(0)

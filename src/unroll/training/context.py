@@ -41,18 +41,19 @@ class WorkerContext:
 
     def sum(self, values: list[float], in_tree: bool = False) -> list[float]:
         """Element-wise sum over all workers, in float64; `in_tree`: in the order of `sums.py`."""
-        if self.size == 1:
-            return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        self._reduce(tensor, in_tree)
-        return tensor.tolist()
+        return self.sum_later(values, in_tree)()
 
     def sum_later(self, values: list[float], in_tree: bool = False) -> Callable[[], list[float]]:
-        """Begin the `sum`; calling the result waits for it. What is done in between is not held up by slower workers."""
-        if self.size == 1 or in_tree:
-            done = self.sum(values, in_tree)
-            return lambda: done
+        """Begin the `sum`; calling the result waits for it. What is done in between is not held up by slower workers.
+
+        In a tree it is done at once.
+        """
+        if self.size == 1:
+            return lambda: values
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        if in_tree:
+            add_over_workers_in_tree(tensor, self.rank, self.size)
+            return tensor.tolist
         work = dist.all_reduce(tensor, async_op=True)
 
         @functools.cache
