@@ -11,7 +11,7 @@ from unroll.config import Training
 from unroll.journal import history
 from unroll.training import checkpoint
 from unroll.training.context import WorkerContext, row_slices
-from unroll.training.loop import NonFiniteError, Preempted, Run
+from unroll.training.loop import NonFiniteError, Preempted, Run, seed_generators, step_seed
 from unroll.training.runs import build, train_one
 
 DROPOUT = {"name": "recurrent_lm", "width": 12, "embedding": 8, "layers": 2, "dropout": {"between": 0.3, "weight": 0.2}}
@@ -139,3 +139,11 @@ def test_a_finished_run_starts_anew_when_asked_again(tmp_path: Path) -> None:
     first = train_one(recipe, 1, place, WorkerContext())
     assert not (place.run(recipe, 1) / "checkpoints").exists()
     assert train_one(recipe, 1, place, WorkerContext())["steps"] == first["steps"] == 40
+
+
+def test_seeding_is_that_of_torch() -> None:
+    for seed in (0, step_seed(7, 123_456, 3), step_seed(10**6, 10**6, 5), 2**64 - 1):
+        torch.manual_seed(seed)
+        expected = torch.rand(5)
+        seed_generators(seed)
+        assert torch.equal(torch.rand(5), expected)

@@ -136,7 +136,7 @@ class Run:
     def step(self, batches: list[Batch]) -> StepResult:
         """One update from this worker's slices of the global batch."""
         self.model.train()
-        torch.manual_seed(step_seed(self.seed, self.progress.step, self.context.rank))
+        seed_generators(step_seed(self.seed, self.progress.step, self.context.rank))
         if batches[0].starts_epoch or len(self.carries) != len(batches):
             self.carries = [None] * len(batches)
         totals = self.context.sum_later([sum(b.weight for b in batches), float(self.context.wants_stop())])
@@ -163,7 +163,7 @@ class Run:
                 continue
             if self.train.parts is not None:
                 part = self.context.rank * len(batches) + number
-                torch.manual_seed(step_seed(self.seed, self.progress.step, part))
+                seed_generators(step_seed(self.seed, self.progress.step, part))
             loss = self.backward(batch.to(self.context.device), self.carries[number], totals)
             self.carries[number] = loss.carry
             yield float(loss.total)
@@ -305,6 +305,14 @@ class _Silent:
 
     def advance(self, count: int, **values: float) -> None:
         return
+
+
+def seed_generators(seed: int) -> None:
+    """`torch.manual_seed`, which also writes down the calling stack for each kind of device that is not there: 0.1 to
+    0.4 ms, a tenth of a small model's step."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 def step_seed(seed: int, step: int, share: int) -> int:
