@@ -195,11 +195,11 @@ def write_translator(root: Path, suite: str, recipe: str, index: int) -> None:
         for i, s in enumerate(sentences)
     ]
     write_lines(predictions / "translations.jsonl", lines)
-    scores, found = {}, {}
+    scores, found, options = {}, {}, {"samples": 200}
     for name in ("bleu", "chrf", "ter"):
         metric = importlib.import_module(f"unroll.metrics.{name}")
-        scores[name] = metric.compute(predictions, {"samples": 200}).to_json()
-        found[name] = metric.statistics(predictions, {}), metric.score
+        scores[name] = metric.compute(predictions, options).to_json()
+        found[name] = metric.statistics(predictions, options), metric.score
     note = "Scored on lower-cased spaCy tokens by torchtext's BLEU; ours is detokenised, sacrebleu 13a."
     content = {
         "recipe": recipe,

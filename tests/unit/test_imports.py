@@ -1,15 +1,20 @@
-"""Imports go one way, every module loads alone, and plain training needs torch alone."""
+"""Imports go one way, every module loads alone, plain training needs torch alone, and what DVC compares names every file
+that a training reads."""
 
 import ast
 import functools
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from unroll.dependencies import DECIDING, LEFT_OUT, LOOP, files_read
+
 PACKAGE = Path(__file__).parents[2] / "src" / "unroll"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+LOADED = [path for path in MODULES if path.name != "__main__.py"]  # which runs the command as it loads
 
 # A part may import only what stands in its line, and its own kind.
 ALLOWED = {
@@ -73,6 +78,10 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def module_name(path: Path) -> str:
+    return ".".join(["unroll", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+
+
 def test_modules_are_found() -> None:
     assert len(MODULES) > 30
 
@@ -96,37 +105,50 @@ def test_tasks_know_the_loop_only_by_the_worker_context() -> None:
         assert used <= {"unroll.training.context", *(f"unroll.training.context.{name}" for name in names)}
 
 
-def test_plain_training_loads_neither_ray_nor_mlflow_nor_dvc() -> None:
-    code = (
-        "import sys, unroll.stages.train, unroll.tasks.language_modeling\n"
-        "import unroll.models.recurrent_lm, unroll.datasets.text\n"
-        "print([name for name in ('ray', 'mlflow', 'dvc', 'webdataset', 'matplotlib') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_every_module_loads_alone() -> None:
-    """One fresh process a module is slow; one process that forgets the package before each import is the same test.
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, list[str]]:
+    """Of one fresh process: what is in it after `plain training` has loaded, and the package's files that each module
+    loads. A process for each module is slow; one that forgets the package before each import finds the same.
 
     It remembers what loads first, alone, and imports nothing but one another: whoever imports them closes no circle.
     """
     first = ["unroll", "unroll.errors", "unroll.config"]
-    names = [
-        ".".join(["unroll", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
-        for path in MODULES
-        if path.name != "__main__.py"
-    ]
     code = (
-        "import importlib, sys\n"
-        "own = lambda: {name for name in sys.modules if name.startswith('unroll')}\n"
+        "import importlib, json, sys\n"
+        "own = lambda: {name for name in sys.modules if name.split('.')[0] == 'unroll'}\n"
         f"for name in {first!r}:\n"
         "    importlib.import_module(name)\n"
         f"assert own() == set({first!r}), own()\n"
-        f"for name in {names!r}:\n"
-        f"    for loaded in own() - set({first!r}):\n"
-        "        del sys.modules[loaded]\n"
+        "import unroll.stages.train, unroll.tasks.language_modeling, unroll.models.recurrent_lm, unroll.datasets.text\n"
+        "loaded = {'plain training': sorted(sys.modules)}\n"
+        f"for name in {[module_name(path) for path in LOADED]!r}:\n"
+        f"    for known in own() - set({first!r}):\n"
+        "        del sys.modules[known]\n"
         "    importlib.import_module(name)\n"
+        "    loaded[name] = [sys.modules[known].__file__ for known in own()]\n"
+        "print(json.dumps(loaded))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    found: dict[str, list[str]] = json.loads(done.stdout)
+    return found
+
+
+def test_plain_training_loads_neither_ray_nor_mlflow_nor_dvc(loaded: dict[str, list[str]]) -> None:
+    assert {"ray", "mlflow", "dvc", "webdataset", "matplotlib"}.isdisjoint(loaded["plain training"])
+
+
+def test_every_module_loads_alone(loaded: dict[str, list[str]]) -> None:
+    assert loaded.keys() == {"plain training", *map(module_name, LOADED)}
+
+
+def test_every_file_that_is_loaded_is_listed(loaded: dict[str, list[str]]) -> None:
+    """Of the package, a training may load what its stage lists and what decides no number."""
+    starts = [path for part in ("models", "tasks") for path in (PACKAGE / part).glob("[!_]*.py")]
+    unlisted = {}
+    for start in [*(str(path.relative_to(PACKAGE)) for path in starts), LOOP]:
+        names = {str(Path(file).relative_to(PACKAGE)) for file in loaded[module_name(PACKAGE / start)]}
+        assert start in names
+        deciding = {file for file in names if file.split("/")[0] in DECIDING} - LEFT_OUT
+        unlisted[start] = deciding - {f"{start.split('/')[0]}/__init__.py"} - set(files_read(start))
+    assert {start: files for start, files in unlisted.items() if files} == {}
