@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unroll.errors import UserError
 from unroll.pictures import filmstrip, image_attention
 
 
@@ -20,3 +21,14 @@ def test_captions_of_any_length_are_drawn(tmp_path: Path, count: int) -> None:
         strip = {**data, "files": ["a.png"] * 4}
         filmstrip.draw(strip, tmp_path, tmp_path / "strip.png")
         assert Image.open(tmp_path / "strip.png").width > 100
+
+
+def test_weights_of_the_regions_of_frames_are_drawn_as_their_sums(tmp_path: Path) -> None:
+    frames, words = [np.zeros((16, 16, 3), np.uint8)] * 3, ["one", "two"]
+    of_regions = np.array([[8, 0, 2, 2, 1, 3], [0, 0, 8, 0, 4, 4]]) / 16  # [T,F*P], two regions a frame
+    of_frames = np.array([[8, 4, 4], [0, 8, 8]]) / 16
+    for name, weights in (("regions.png", of_regions), ("frames.png", of_frames)):
+        filmstrip.draw_frames(frames, words, weights, "a caption", "", tmp_path / name)
+    assert (tmp_path / "regions.png").read_bytes() == (tmp_path / "frames.png").read_bytes()
+    with pytest.raises(UserError, match=r"found weights of shape \(2, 4\), \(2 words, 3 frames or their regions\)"):
+        filmstrip.draw_frames(frames, words, of_regions[:, :4], "a caption", "", tmp_path / "x.png")

@@ -13,6 +13,10 @@ Both phases use the same parameters, and the states go on from one into the othe
     c_t = sum_s alpha_ts [f_s ; h2_s]     p(y_{t+1} | ...) = softmax(b + U tanh(W [h2_t ; c_t]))
 
 where the weights come from h2_t, after the recurrent layer, so that all steps of training are computed by one kernel.
+f_s is a mean over the places of a frame, which no longer says which colour belongs to which shape. With `regions` the
+decoder attends to every place of every frame instead, as Xu et al. 2015 (1502.03044) do to those of one picture:
+
+    c_t = sum_s sum_p alpha_tsp [f_sp ; h2_s]         f_sp: the vector of region p of frame s
 
 Deliberate differences: the frames' network is trained with the rest; one picture is a clip of one frame.
 
@@ -22,10 +26,10 @@ Number to reach: MSVD, METEOR 29.8 (RGB and optical flow; 29.2 with RGB alone), 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from unroll.config import Strict
@@ -39,16 +43,24 @@ from unroll.layers.vision import Vision, VisionOptions, seen
 
 
 class Config(Strict):
-    """`frame`: width of a frame's vector; `dropout` of embedded words and what goes into the softmax;
-    `word_dropout` of whole words that are read, so that the next one comes from the picture and not from those before."""
+    """`frame`: width of a frame's vector; `regions`: attention looks at the regions of all frames; `dropout` of embedded
+    words and what goes into the softmax; `word_dropout` of whole words that are read, so that the next one comes from the
+    picture and not from those before."""
 
     encoder: VisionOptions = VisionOptions()
     frame: int = Field(128, ge=1)
     embedding: int = Field(256, ge=1)
     width: int = Field(256, ge=1)
     attention: Literal["none", "additive", "general"] = "none"
+    regions: bool = False
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     word_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def known(self) -> Self:
+        if self.regions and self.attention == "none":
+            raise ValueError("regions: says what attention looks at, found attention none; use additive or general")
+        return self
 
 
 TINY: list[dict[str, Any]] = [
@@ -56,6 +68,8 @@ TINY: list[dict[str, Any]] = [
     {"encoder": {"widths": [4, 8], "groups": 2, "dropout": 0.2}, "frame": 4, "embedding": 5, "width": 6,
      "attention": "general", "dropout": 0.2, "word_dropout": 0.1},
     {"encoder": {"widths": [4], "groups": 2}, "frame": 4, "embedding": 5, "width": 6, "attention": "additive"},
+    {"encoder": {"widths": [4], "groups": 2, "dropout": 0.2}, "frame": 4, "embedding": 5, "width": 6,
+     "attention": "general", "regions": True},
     {"encoder": {"blind": True}, "frame": 4, "embedding": 5, "width": 6},
 ]  # fmt: skip
 """Small configurations, at least one for each option: what the contract tests build."""
@@ -83,21 +97,30 @@ class Model(ConditionalGenerator):
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def encode(self, inputs: Mapping[str, Tensor]) -> State:
-        """`frames` uint8 [B,F,H,W,3] and `frame_counts` [B] -> memory: values [B,F,D], mask [B,F], keys, final state.
+        """`frames` uint8 [B,F,H,W,3] and `frame_counts` [B] -> memory: values [B,S,D+H], mask [B,S], keys, final state.
 
-        Frames beyond a clip's count may hold anything.
+        S: the frames F, or with `regions` the regions F P. Frames beyond a clip's count may hold anything.
         """
         frames = seen(inputs, self.reads)
         rows, count = frames.shape[:2]
         mask = torch.arange(count, device=frames.device) < inputs["frame_counts"][:, None]  # [B,F]
-        vectors = self.vision.vector(self.vision(frames.flatten(0, 1))).view(rows, count, -1)  # [B,F,D]
-        vectors = self.vision.dropout(vectors)
+        grid = self.vision(frames.flatten(0, 1))  # [B*F,P,D]
+        places = grid.shape[1]
+        if self.config.regions:
+            grid = self.vision.dropout(grid.reshape(rows, count * places, -1)).view_as(grid)
+        vectors = self.vision.vector(grid).view(rows, count, -1)  # [B,F,D]
+        if not self.config.regions:
+            vectors = self.vision.dropout(vectors)
         lower, lower_state = self.lower(vectors, self.lower.initial_state(rows), mask=mask)  # [B,F,H]
         nothing = lower.new_zeros(rows, count, self.config.embedding)
         upper, upper_state = self.upper(torch.cat([lower, nothing], -1), self.upper.initial_state(rows), mask=mask)
         states = numbered(0, lower_state) | numbered(1, upper_state)
-        memory = {"mask": mask, **{f"final.{name}": value for name, value in states.items()}}
-        memory["values"] = torch.cat([vectors, upper.to(vectors.dtype)], -1) * mask[..., None]  # [B,F,D+H]
+        memory = {f"final.{name}": value for name, value in states.items()}
+        if self.config.regions:
+            vectors = grid.view(rows, count * places, -1)  # [B,F*P,D]
+            mask, upper = mask.repeat_interleave(places, 1), upper.repeat_interleave(places, 1)
+        memory["mask"] = mask
+        memory["values"] = torch.cat([vectors, upper.to(vectors.dtype)], -1) * mask[..., None]  # [B,S,D+H]
         if self.attention is not None:
             memory["keys"] = self.attention.keys(memory["values"])
         return memory
@@ -109,7 +132,7 @@ class Model(ConditionalGenerator):
     # --- writing ----------------------------------------------------------------------------------------------------
 
     def forward(self, tokens: Tensor, memory: State, state: State) -> GeneratorOutput:
-        """`tokens` [N,T] -> hidden [N,T,H], attention [N,T,F]."""
+        """`tokens` [N,T] -> hidden [N,T,H], attention [N,T,S]."""
         embedded = self.dropout(self.word_dropout(self.embed_target(tokens), tokens))  # [N,T,E]
         nothing = embedded.new_zeros(*tokens.shape, self.config.frame)
         lower, lower_state = self.lower(nothing, part_of(state, 0))  # [N,T,H]
@@ -117,6 +140,6 @@ class Model(ConditionalGenerator):
         hidden, upper_state = self.upper(inputs, part_of(state, 1))  # [N,T,H]
         after, weights = numbered(0, lower_state) | numbered(1, upper_state), None
         if self.attention is not None and self.combine is not None:
-            contexts, weights = read_memory(self.attention, hidden, memory)  # [N,T,D] [N,T,F]
+            contexts, weights = read_memory(self.attention, hidden, memory)  # [N,T,D+H] [N,T,S]
             hidden = torch.tanh(self.combine(torch.cat([hidden, contexts.to(hidden.dtype)], -1)))
         return GeneratorOutput(self.dropout(hidden), after, weights)

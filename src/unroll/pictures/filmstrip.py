@@ -1,7 +1,7 @@
 """A clip as its frames in time, its caption above, and with temporal attention the frames' weights for each word.
 
 data: {"files": [frames beside the predictions], "caption", "reference", "words": [word], "weights": [[weight of each
-frame]] or none}
+frame, or of each region of each frame: their sums are drawn]] or none}
 """
 
 from __future__ import annotations
@@ -34,9 +34,13 @@ def draw_frames(
     """The same of frames uint8 [H,W,3] at hand."""
     if not 0 < len(frames) <= MOST:
         raise UserError(f"found {len(frames)} frames, 1 to {MOST} can be drawn")
-    table = None if weights is None or not words else np.asarray(weights, dtype=np.float64)  # [T,F]
-    if table is not None and table.shape != (len(words), len(frames)):
-        raise UserError(f"found weights of shape {table.shape}, ({len(words)} words, {len(frames)} frames) is drawn")
+    table = None if weights is None or not words else np.asarray(weights, dtype=np.float64)  # [T,F] or [T,F*P]
+    if table is not None:
+        if table.ndim != 2 or len(table) != len(words) or not table.size or table.shape[1] % len(frames):
+            raise UserError(
+                f"found weights of shape {table.shape}, ({len(words)} words, {len(frames)} frames or their regions) is drawn"
+            )
+        table = table.reshape(len(words), len(frames), -1).sum(-1)  # [T,F]
     heights = [1.2] if table is None else [1.2, 0.22 * len(words)]
     figure = Figure(figsize=(1.15 * len(frames) + 1.2, sum(heights) + 0.9), dpi=100, layout="constrained")
     axes = figure.subplots(len(heights), len(frames), squeeze=False, gridspec_kw={"height_ratios": heights})
