@@ -78,7 +78,7 @@ def test_translations_become_scores_details_and_artifacts(tmp_path: Path) -> Non
 
 
 def test_a_score_that_changed_reaches_the_journal_and_an_unchanged_one_is_not_repeated(tmp_path: Path) -> None:
-    recipe, place = translated(tmp_path, {**SCORING, "metrics": ["bleu"]})
+    recipe, place = translated(tmp_path)
     evaluate(tmp_path, "small", track=False)
     evaluate(tmp_path, "small", track=False)
     write_predictions(recipe, place, 1, 7)
