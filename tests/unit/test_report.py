@@ -490,6 +490,16 @@ def test_pictures_have_labels_units_and_words(suite: Path, pictures: None) -> No
     assert "Without a curve: Kneser-Ney 6-gram; Markov chain (bigram)." in page
 
 
+def test_the_words_below_the_losses_name_validation_only_where_it_is_drawn(tmp_path: Path, pictures: None) -> None:
+    write_system(tmp_path, "demo", "tiny-shakespeare", "lstm", 0)
+    assert "Thick with marks: validation. Thin: training" in page_of(tmp_path)
+    path = tmp_path / "evaluations" / "demo" / "lstm" / "history.jsonl"
+    path.write_text(path.read_text().replace("validation/loss", "validation/minus_cider"))
+    page = page_of(tmp_path)
+    assert "Thin: training, as logged." in page
+    assert "Thick with marks" not in page
+
+
 def test_a_counting_suite_has_no_curves(tmp_path: Path, pictures: None) -> None:
     write_system(tmp_path, "demo", "tiny-shakespeare", "bigram", 0)
     page = page_of(tmp_path)

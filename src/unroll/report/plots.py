@@ -87,7 +87,12 @@ def save_losses(history: Sequence[dict[str, Any]], path: Path) -> bool:
 
 def has_losses(system: System) -> bool:
     """Whether the system has a training or a validation curve; models fitted by counting have none."""
-    return bool(curves(system.history, VALIDATION_LOSS) or curves(system.history, TRAIN_LOSS))
+    return has_validation_losses(system) or bool(curves(system.history, TRAIN_LOSS))
+
+
+def has_validation_losses(system: System) -> bool:
+    """Whether the system was validated by its loss; many are by a score of what they generate."""
+    return bool(curves(system.history, VALIDATION_LOSS))
 
 
 def gradient_norms(group: Group, name: str) -> Markup | None:
@@ -185,7 +190,7 @@ def curves(history: Sequence[dict[str, Any]], key: str) -> list[Curve]:
 
 def _figure(x_label: str, y_label: str, height: int = _HEIGHT, bottom: int = 44, left: int = 54) -> tuple[Figure, Axes]:
     """Axes with room for labels of the usual width: fixed, so that the pictures of a row line up."""
-    left, right, top = (left if y_label else 14), 10, 8  # CSS pixels
+    left, right, top = (left if y_label else 24), 10, 8  # CSS pixels; 24 hold half of a 0.0000 below the axis
     figure = Figure(figsize=(_WIDTH / 72, height / 72))
     width_part, height_part = (_WIDTH - left - right) / _WIDTH, (height - bottom - top) / height
     axes = figure.add_axes((left / _WIDTH, bottom / height, width_part, height_part))

@@ -234,6 +234,7 @@ def _figures(group: Group, name: str) -> list[dict[str, Any]]:
     metric = "bits_per_byte" if everywhere else group.metric
     silent = [system.result.name for system in group.systems if not plots.has_losses(system)]
     without = f" Without a curve: {'; '.join(silent)}." if silent else ""
+    validated = "Thick with marks: validation. " if any(map(plots.has_validation_losses, group.systems)) else ""
     drawn = [
         (
             "Bits per byte" if everywhere else _capital(group.unit),
@@ -248,7 +249,7 @@ def _figures(group: Group, name: str) -> list[dict[str, Any]]:
         (
             "Loss",
             plots.losses(group, f"{name}-losses"),
-            f"Thick with marks: validation. Thin: training, as logged. The first fall is cut off.{without}",
+            f"{validated}Thin: training, as logged. The first fall is cut off.{without}",
         ),
         (
             "Gradient norm",
