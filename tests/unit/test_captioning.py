@@ -189,7 +189,10 @@ def test_parts_give_the_sums_of_one_pass(place: Place) -> None:
     [("show_attend_tell", "image"), ("s2vt", "clip"), ("nearest_image", "image"), ("nearest_image", "clip"),
      ("one_reference", "image")],
 )  # fmt: skip
-def test_predictions_are_complete_and_drawn(name: str, data: str, place: Place, tmp_path: Path) -> None:
+def test_predictions_are_complete_and_drawn(
+    name: str, data: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unroll.tasks.captioning.SHOWN", 2)  # of a page; drawing takes most of the time
     made = recipe(name, data)
     train_one(made, 1, place, WorkerContext())
     task, model = build(made, place)
