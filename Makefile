@@ -44,7 +44,7 @@ test-all: $(STAMP) ## everything, learning thresholds and all faults too
 # cent of the full number of kills and stops (20 workers, 10 nodes, ...); half of them take 22 minutes, all of them 35 to 40.
 TRIALS ?= 50
 test-cluster: $(STAMP) ## faults on a Ray cluster of two nodes, two hosts, Slurm: on a quiet machine
-	UNROLL_TRIALS=$(TRIALS) $(BIN)/python -m pytest tests -m cluster -rs -s
+	UNROLL_TRIALS=$(TRIALS) $(BIN)/python -m pytest tests -m cluster -rs -s --durations=12
 
 lint: $(STAMP)   ## ruff and mypy
 	$(BIN)/ruff check .
