@@ -49,7 +49,7 @@ def recipe(name: str, data: str = "image", objective: dict[str, Any] | None = No
     fitted = name in ("nearest_image", "one_reference")
     return Recipe(name="caption", suite="demo", task="captioning", dataset=data, model={"name": name, **MODELS[name]},
                   train={"counting": True} if fitted else training, evaluate={},
-                  predict={"beam": {"width": 2, "longest": 30 if fitted else 6}, "pictures": 2})  # fmt: skip
+                  predict={"beam": {"width": 2, "longest": 30 if fitted else 6}})  # fmt: skip
 
 
 def first_batch(task: Task, seed: int = 1) -> Batch:
@@ -189,10 +189,7 @@ def test_parts_give_the_sums_of_one_pass(place: Place) -> None:
     [("show_attend_tell", "image"), ("s2vt", "clip"), ("nearest_image", "image"), ("nearest_image", "clip"),
      ("one_reference", "image")],
 )  # fmt: skip
-def test_predictions_are_complete_and_drawn(
-    name: str, data: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("unroll.tasks.captioning.SHOWN", 2)  # of a page; drawing takes most of the time
+def test_predictions_are_complete_and_drawn(name: str, data: str, place: Place, tmp_path: Path) -> None:
     made = recipe(name, data)
     train_one(made, 1, place, WorkerContext())
     task, model = build(made, place)
@@ -206,7 +203,7 @@ def test_predictions_are_complete_and_drawn(
     assert ("looked" in lines[0]) == (name == "show_attend_tell")
     assert json.loads((tmp_path / "lexicon.json").read_text())["disc"] == ["shape", "circle"]
     drawn = draw_all(tmp_path, tmp_path)
-    assert drawn == 3 + (2 if name == "show_attend_tell" or data == "clip" else 0)
+    assert drawn == (9 if name == "show_attend_tell" or data == "clip" else 3)
     if name == "nearest_image":
         said = {line["hypothesis"] for line in lines}
         assert said <= {first for number in range(20) for first in task_sample(task, number)["captions"]}
