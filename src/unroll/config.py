@@ -221,10 +221,6 @@ def nearest(word: str, allowed: list[str]) -> str:
     return f"{hint} (allowed: {', '.join(sorted(allowed))})"
 
 
-# The parser written in C reads the recipes in a tenth of the time, in every stage; no wheel of PyYAML has to have it.
-YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file (safe loader: tags cannot run code).
 
@@ -232,7 +228,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: no such file, not YAML (with line and column), or not a mapping.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), YAML_LOADER)
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
