@@ -236,7 +236,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{path}:{place} not valid YAML: {getattr(error, 'problem', error)}") from None
+        said = [getattr(error, "context", None), getattr(error, "problem", error)]
+        problem = " ".join(", ".join(str(part) for part in said if part).split())  # one line, whatever the parser says
+        raise UserError(f"{path}:{place} not valid YAML: {problem}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid YAML: nested too deeply") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a mapping was expected, found {type(content).__name__}")
     return content

@@ -93,6 +93,21 @@ def test_yaml_that_is_none_names_line_and_column(tmp_path: Path) -> None:
         read_yaml(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &x 1\nb: &x 2\n", r"line 2, column 4 not valid YAML: found duplicate anchor 'x'"),
+        ("a: \x07\n", r"not valid YAML: unacceptable character #x0007"),
+        ("a: " + "[" * 100_000, r"not valid YAML: nested too deeply"),
+    ],
+)
+def test_whatever_is_wrong_with_yaml_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match=message) as raised:
+        read_yaml(tmp_path / "params.yaml")
+    assert "\n" not in str(raised.value)
+
+
 def test_a_yaml_tag_runs_no_code(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(f"datasets: !!python/object/apply:os.system ['touch {tmp_path / 'ran'}']\n")
