@@ -21,6 +21,7 @@ WIKITEXT = [f"{os.environ.get('UNROLL_MIRROR', 'mirror')}/wikitext-2/{split}.txt
 BENCHMARKS: dict[str, tuple[str, list[str]]] = {
     "speed_lstm": ("Training speed against a plain fp32 loop and against the matrix rate", []),
     "loop": ("The training loop, Ray's local mode, waiting for data", []),
+    "shape_caches": ("What oneDNN keeps of shapes of long ago", []),
     "parts": ("The batch cut into parts that any number of workers adds up alike", []),
     "tracker": ("A dead tracker", []),
     "outage": ("The MLflow server killed for ten minutes in mid-run", []),

@@ -7,11 +7,20 @@ changes no number; the process then holds its peak, and up to half as much again
 
 Where batches differ in shape from step to step, freed blocks seldom fit the next one and what is held grows to several
 times the peak. `return_unused` gives the pages that nobody uses back; called every few dozen steps it costs little.
+
+There, too, oneDNN compiles for each new shape, and what it compiled is kept in two caches of 1,024 entries, its own and
+that of torch's wrapper: a megabyte an entry for bfloat16 matrix products, two gigabytes for a small translator.
+`keep_few_compiled_shapes` bounds them. Shapes seldom come back before either size is full, so training takes up to a
+tenth longer (`benchmarks/shape_caches.py` has the figures); no number changes.
 """
 
 import ctypes
+import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+COMPILED_SHAPES = {"LRU_CACHE_CAPACITY": "16", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+"""Entries of torch's and of oneDNN's cache. More than the layers of one step need, so that layers of one shape share."""
 
 
 def keep_freed_memory() -> bool:
@@ -27,3 +36,12 @@ def return_unused() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def keep_few_compiled_shapes() -> None:
+    """Bound oneDNN's caches in this process, unless the environment says how much they may hold.
+
+    Both sizes are read once, when the first operation uses oneDNN; after that a call changes nothing.
+    """
+    for name, entries in COMPILED_SHAPES.items():
+        os.environ.setdefault(name, entries)

@@ -1,11 +1,12 @@
-"""Freed memory is kept for the next step."""
+"""Freed memory is kept for the next step; what was compiled for shapes of long ago is not."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
-from unroll.memory import keep_freed_memory
+from unroll.memory import COMPILED_SHAPES, keep_freed_memory
 
 COUNT_FAULTS = """
 import resource, torch
@@ -39,6 +40,38 @@ def test_training_goes_on_in_the_memory_of_the_steps_before() -> None:
     done = subprocess.run([sys.executable, "-c", COUNT_FAULTS], capture_output=True, text=True, check=True)
     freely, kept = map(int, done.stdout.split())
     assert kept < freely / 5
+
+
+COMPILE_TWICE = """
+import torch
+from unroll.memory import keep_few_compiled_shapes
+
+{bound}
+weight = torch.ones(8, 8, 3)
+for turn in range(2):
+    print("turn", turn, flush=True)
+    for length in range(10, 110):
+        torch.conv1d(torch.ones(2, 8, length), weight)
+"""
+
+
+@pytest.mark.parametrize("bound", ["", "keep_few_compiled_shapes()"])
+def test_what_was_compiled_for_old_shapes_is_let_go(bound: str) -> None:
+    """A hundred shapes of a convolution, twice: without the bound the second time finds all of them compiled."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE_TWICE.format(bound=bound)],
+        capture_output=True, text=True, check=True, env={**clean_environment(), "ONEDNN_VERBOSE": "profile_create"},
+    )  # fmt: skip
+    first, second = (turn.count("create:cache_miss") for turn in done.stdout.split("turn ")[1:])
+    if not first:
+        pytest.skip("convolutions do not go through oneDNN here")
+    assert first >= 100
+    assert second >= 100 if bound else second == 0
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without what other tests of this process have said of the caches."""
+    return {name: value for name, value in os.environ.items() if name not in COMPILED_SHAPES}
 
 
 def test_it_says_whether_it_could(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from unroll.data.loader import Batch
 from unroll.errors import UserError
 from unroll.journal import Journal, system_metrics
 from unroll.layers.dropout import dropout_place
-from unroll.memory import return_unused
+from unroll.memory import keep_few_compiled_shapes, return_unused
 from unroll.progress import progress
 from unroll.tasks.base import Loss, State
 from unroll.training import checkpoint
@@ -86,6 +86,8 @@ class Run:
         self, task: TrainableTask, model: nn.Module, train: Training, seed: int, folder: Path, context: WorkerContext
     ) -> None:
         self.task, self.train, self.seed, self.folder, self.context = task, train, seed, folder, context
+        if train.batch_tokens:
+            keep_few_compiled_shapes()
         self.model = model.to(context.device)
         self.total_steps = task.total_steps(seed)
         self.policy = OptimizerPolicy(train.optimizer, self.model, self.total_steps)
