@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from report_suite import HOSTILE, write_lines, write_suite
 
 from unroll.errors import UserError
@@ -34,6 +36,18 @@ def test_every_line_becomes_a_listed_png(tmp_path: Path) -> None:
     assert [entry["title"] for entry in listed] == ["Weights", "Weights"]
     for entry in listed:
         assert (tmp_path / "pictures" / entry["file"]).read_bytes().startswith(PNG)
+
+
+def test_a_long_title_above_long_labels_is_not_cut(tmp_path: Path) -> None:
+    """Facts of a story beside four hops: nothing is squeezed away (a warning, and an error here) or runs over the edge."""
+    line = heat_map(
+        values=[[0.1] * 4] * 9, title="who came back to Koushoub-gleck? Glytriv-Sydriom", rows=["x" * 60] * 9
+    )
+    write_lines(tmp_path / "pictures.jsonl", [line])
+    draw_all(tmp_path, tmp_path)
+    drawn = np.asarray(Image.open(tmp_path / "pictures" / "00-heat_maps.png").convert("L"))  # [H,W]
+    assert drawn.min() < 255
+    assert all((edge == 255).all() for edge in (drawn[0], drawn[-1], drawn[:, 0], drawn[:, -1]))
 
 
 def test_predictions_without_pictures_list_none(tmp_path: Path) -> None:

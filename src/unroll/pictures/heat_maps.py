@@ -22,6 +22,8 @@ LARGEST = 200_000
 """Cells of a panel; more are no picture."""
 LABELS_SHOWN = 60
 LABEL_CHARACTERS = 60
+INCHES_PER_CHARACTER = 0.068
+"""Of a label, 8 points high; a title's are a quarter larger."""
 
 
 def draw(data: dict[str, Any], folder: Path, out: Path) -> None:
@@ -35,11 +37,12 @@ def draw(data: dict[str, Any], folder: Path, out: Path) -> None:
     side_by_side = data.get("arrange") == "columns"
     shape = (1, len(panels)) if side_by_side else (len(panels), 1)
     heights = [_inches(table.shape[0], 0.9, 4.0) for table in tables]
-    widths = [_inches(table.shape[1], 2.0, 9.0) for table in tables]
+    widths = [_width(panel, table) for panel, table in zip(panels, tables, strict=True)]
+    beside = [1.2 + INCHES_PER_CHARACTER * max(0, _longest(panel.get("rows")) - 8) for panel in panels]
     size = (
-        (sum(widths) + 1.2, max(heights) + 0.9)
+        (sum(widths) + sum(beside) - 1.2 * (len(panels) - 1), max(heights) + 0.9)
         if side_by_side
-        else (max(widths) + 1.2, sum(heights) + 0.9 * len(panels))
+        else (max(widths) + max(beside), sum(heights) + 0.9 * len(panels))
     )
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     ratios = {"width_ratios": widths} if side_by_side else {"height_ratios": heights}
@@ -60,6 +63,16 @@ def _table(values: Any, number: int) -> np.ndarray:
 
 def _inches(cells: int, least: float, most: float) -> float:
     return min(most, max(least, cells * INCHES_PER_CELL))
+
+
+def _width(panel: dict[str, Any], table: np.ndarray) -> float:
+    """Inches of a panel without its labels: its cells, and its title above them."""
+    return max(_inches(table.shape[1], 2.0, 9.0), 1.25 * INCHES_PER_CHARACTER * len(_plain(panel.get("title", ""))))
+
+
+def _longest(labels: list[object] | None) -> int:
+    """Characters of the longest label that is shown."""
+    return max((len(_plain(label)) for label in labels), default=0) if labels and len(labels) <= LABELS_SHOWN else 0
 
 
 def _panel(ax: Axes, panel: dict[str, Any], table: np.ndarray) -> None:
