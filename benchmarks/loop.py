@@ -24,12 +24,13 @@ from unroll.config import Recipe, load_recipe
 from unroll.data.loader import Batch
 from unroll.journal import history
 from unroll.layers.dropout import dropout_place
+from unroll.place import Place
 from unroll.stages.prepare import prepare
 from unroll.training.context import WorkerContext
 from unroll.training.launch import Profile, launch
 from unroll.training.loop import autocast
 from unroll.training.optimizers import OptimizerPolicy
-from unroll.training.runs import Place, build, train_one
+from unroll.training.runs import build, train_one
 
 RESULT = Path(__file__).parent / "results" / "loop.json"
 TEXT = Path(__file__).parents[1] / "data" / "embedded" / "tiny-shakespeare" / "input.txt"

@@ -28,10 +28,11 @@ import torch.multiprocessing as multiprocessing
 
 from unroll.config import Recipe, Training, load_recipe, merge
 from unroll.memory import keep_freed_memory
+from unroll.place import Place
 from unroll.stages.prepare import prepare
 from unroll.training.context import WorkerContext
 from unroll.training.loop import Run
-from unroll.training.runs import Place, build
+from unroll.training.runs import build
 from unroll.training.sums import add_over_workers_in_tree
 
 ROOT = Path(__file__).parents[1]

@@ -41,9 +41,10 @@ import yaml
 
 from unroll.config import load_recipe
 from unroll.journal import history
+from unroll.place import Place
 from unroll.stages.prepare import prepare
 from unroll.training.context import WorkerContext
-from unroll.training.runs import Place, train_one
+from unroll.training.runs import train_one
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "ray_step.json"

@@ -27,10 +27,11 @@ import torch
 
 from unroll.config import Training, load_recipe
 from unroll.memory import COMPILED_SHAPES, keep_freed_memory
+from unroll.place import Place
 from unroll.stages.prepare import prepare
 from unroll.training.context import WorkerContext
 from unroll.training.loop import RETURN_MEMORY_EVERY, Run, return_unused
-from unroll.training.runs import Place, build
+from unroll.training.runs import build
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "shape_caches.json"

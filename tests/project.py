@@ -6,8 +6,8 @@ from typing import Any
 import yaml
 
 from unroll.config import Recipe, load_recipe
+from unroll.place import Place
 from unroll.stages.prepare import prepare
-from unroll.training.runs import Place
 
 RECURRENT = {"name": "recurrent_lm", "cell": "lstm", "layers": 2, "width": 12, "embedding": 8}
 ADAM = {"name": "adamw", "learning_rate": 0.01, "clip": 1.0}

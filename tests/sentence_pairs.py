@@ -9,7 +9,7 @@ import numpy as np
 
 from unroll.config import DatasetEntry, Recipe, Training
 from unroll.datasets import parallel_text
-from unroll.training.runs import Place
+from unroll.place import Place
 
 NOUNS = {"hund": "dog", "katze": "cat", "mann": "man", "haus": "house", "ball": "ball", "auto": "car"}
 VERBS = {"sieht": "sees", "mag": "likes", "hat": "has", "kauft": "buys"}

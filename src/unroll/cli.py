@@ -145,9 +145,10 @@ def generate(
     """Write text with a trained language model."""
     from unroll.config import load_recipe
     from unroll.data.tokenizers import load as load_tokenizer
+    from unroll.place import Place
     from unroll.tasks.language_modeling import Samples
     from unroll.tasks.language_modeling import generate as texts
-    from unroll.training.runs import Place, default_device, load_model
+    from unroll.training.runs import default_device, load_model
 
     root = project_root()
     entry = load_recipe(root, recipe)

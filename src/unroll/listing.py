@@ -19,10 +19,11 @@ from unroll.data.shards import load_manifest
 from unroll.errors import UserError
 from unroll.journal import is_being_written
 from unroll.layers.language_model import LanguageModel
+from unroll.place import Place
 from unroll.training.context import WorkerContext, row_slices
 from unroll.training.launch import load_profile, worker_count
 from unroll.training.loop import autocast
-from unroll.training.runs import Place, build
+from unroll.training.runs import build
 
 GUESSED_EFFICIENCY = 0.5
 """Share of the machine's matrix rate that a training step reaches, for the estimate of `show`."""

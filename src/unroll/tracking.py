@@ -77,6 +77,21 @@ class Sent:
     problems: list[str]
 
 
+@contextmanager
+def sent_to_tracker(run: Path, root: Path, enabled: bool) -> Iterator[None]:
+    """The tracker's sender works beside as a process of its own; what it cannot send in time is left for later."""
+    if not enabled:
+        yield
+        return
+    sender = start_sender(run, root)
+    try:
+        yield
+    finally:
+        left = finish(sender)
+        if left:
+            print(left, flush=True)
+
+
 def start_sender(folder: Path, root: Path | None = None) -> Handle:
     """Follow the journal of a run from another process; its messages go to `tracking.log` in the run's folder."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,9 @@ import yaml
 from project import project
 from ray_cluster import free_port, until
 
+from unroll.place import Place
 from unroll.training.context import WorkerContext
-from unroll.training.runs import Place, train_one
+from unroll.training.runs import train_one
 
 MISSING = [name for name, module in {"moto[server]": "moto", "dvc-s3": "dvc_s3", "s3fs": "s3fs"}.items()
            if importlib.util.find_spec(module) is None]  # fmt: skip

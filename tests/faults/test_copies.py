@@ -14,9 +14,10 @@ from project import project
 from unroll.copies import Copies, kept
 from unroll.errors import UserError
 from unroll.journal import history
+from unroll.place import Place
 from unroll.training import checkpoint
 from unroll.training.context import WorkerContext
-from unroll.training.runs import Place, train_one
+from unroll.training.runs import train_one
 
 pytestmark = pytest.mark.fault
 TRAIN = {"steps": 240, "checkpoint_every": 20, "validate_every": 60, "select": "best"}

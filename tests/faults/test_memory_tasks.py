@@ -14,10 +14,11 @@ import torch.multiprocessing as multiprocessing
 import yaml
 
 from unroll.config import load_recipe
+from unroll.place import Place
 from unroll.stages.prepare import prepare
 from unroll.training.context import WorkerContext
 from unroll.training.loop import Preempted
-from unroll.training.runs import Place, train_one
+from unroll.training.runs import train_one
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {

@@ -16,10 +16,11 @@ from project import project
 from unroll.config import load_recipe
 from unroll.errors import UserError
 from unroll.journal import history
+from unroll.place import Place
 from unroll.training import checkpoint, launch
 from unroll.training.context import WorkerContext
 from unroll.training.loop import Preempted, Run
-from unroll.training.runs import Place, build, train_one
+from unroll.training.runs import build, train_one
 
 MODEL = {
     "name": "recurrent_lm", "layers": 2, "width": 24, "embedding": 16, "tied": True,

@@ -10,10 +10,11 @@ import torch
 
 from unroll.config import load_recipe
 from unroll.data.stories import StoryTokenizer, words_of
+from unroll.place import Place
 from unroll.stages.ask import Asker, read_facts
 from unroll.stages.prepare import prepare
 from unroll.training.context import WorkerContext
-from unroll.training.runs import Place, load_model, train_one
+from unroll.training.runs import load_model, train_one
 
 pytestmark = pytest.mark.slow
 

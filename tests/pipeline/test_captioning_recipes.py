@@ -9,11 +9,12 @@ import pytest
 import yaml
 
 from unroll.config import load_recipe
+from unroll.place import Place
 from unroll.stages.evaluate import evaluate
 from unroll.stages.predict import predict
 from unroll.stages.prepare import prepare
 from unroll.training.context import WorkerContext
-from unroll.training.runs import Place, train_one
+from unroll.training.runs import train_one
 
 ROOT = Path(__file__).parents[2]
 RECIPES = yaml.safe_load((ROOT / "recipes" / "captioning.yaml").read_text())["recipes"]

@@ -12,12 +12,13 @@ import yaml
 
 from unroll.config import load_recipe
 from unroll.listing import print_recipe
+from unroll.place import Place
 from unroll.stages.evaluate import evaluate
 from unroll.stages.predict import predict
 from unroll.stages.prepare import prepare
 from unroll.training.context import WorkerContext
 from unroll.training.loop import Preempted
-from unroll.training.runs import Place, train_one
+from unroll.training.runs import train_one
 
 ROOT = Path(__file__).parents[2]
 FILES = ("program_execution.yaml", "table_questions.yaml")

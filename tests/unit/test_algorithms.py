@@ -14,10 +14,11 @@ from unroll.data.loader import GeneratedLoader
 from unroll.datasets import algorithms
 from unroll.errors import UserError
 from unroll.pictures import draw_all
+from unroll.place import Place
 from unroll.tasks.algorithms import Task, ring, tensors_of
 from unroll.training.context import WorkerContext
 from unroll.training.loop import Preempted
-from unroll.training.runs import Place, load_model, train_one
+from unroll.training.runs import load_model, train_one
 
 ROWS = 40
 

@@ -21,9 +21,10 @@ from unroll.datasets import caption_features
 from unroll.errors import UserError
 from unroll.layers.vision import PretrainedNetwork, Vision, VisionOptions
 from unroll.pictures import draw_all
+from unroll.place import Place
 from unroll.tasks.captioning import Collate, Objective, Task
 from unroll.training.context import WorkerContext
-from unroll.training.runs import Place, build, train_one
+from unroll.training.runs import build, train_one
 
 NAMES = [f"{n}.jpg" for n in range(6)]
 IMAGES = {name: encoded(picture(40 + 3 * n, 40), "JPEG") for n, name in enumerate(NAMES)}

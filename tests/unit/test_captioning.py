@@ -19,10 +19,11 @@ from unroll.errors import UserError
 from unroll.layers.generator import eos
 from unroll.losses.cider import Cider
 from unroll.pictures import draw_all
+from unroll.place import Place
 from unroll.stages import caption as caption_stage
 from unroll.tasks.captioning import HardAttention, Task, doubly_stochastic, reinforce, token_cider
 from unroll.training.context import WorkerContext
-from unroll.training.runs import Place, build, train_one
+from unroll.training.runs import build, train_one
 
 MODELS: dict[str, dict[str, Any]] = {
     "show_tell": {"encoder": {"widths": [8], "stem": 8}, "embedding": 8, "width": 8},

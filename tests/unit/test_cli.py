@@ -7,8 +7,8 @@ import pytest
 from project import RECURRENT, project, write_project
 from typer.testing import CliRunner
 
+from unroll import place
 from unroll.cli import app, main
-from unroll.training import runs
 
 run = CliRunner()
 COMMANDS = [
@@ -59,7 +59,7 @@ def test_scores_join_the_run_that_trained_the_model_also_when_the_code_has_chang
     project(tmp_path, train={"steps": 2})
     monkeypatch.chdir(tmp_path)
     assert run.invoke(app, ["train", "small", "--plain"]).exit_code == 0
-    monkeypatch.setattr(runs, "code_hash", lambda recipe: "another")
+    monkeypatch.setattr(place, "code_hash", lambda recipe: "another")
     for command in (["predict", "small"], ["evaluate", "small", "--no-track"]):
         assert run.invoke(app, command).exit_code == 0
     [journal] = tmp_path.glob("runs/small-*/seed-1/journal.jsonl")

@@ -13,9 +13,9 @@ from unroll import journal
 from unroll.config import Recipe
 from unroll.errors import UserError
 from unroll.journal import Journal
+from unroll.place import Place
 from unroll.report.build import build
 from unroll.stages.evaluate import evaluate
-from unroll.training.runs import Place
 
 SCORING = {"metrics": ["bleu", "chrf", "ter"], "bleu": {"lowercase": True}, "test_set": "multi30k/test"}
 Changed = Callable[[list[dict[str, Any]]], object]

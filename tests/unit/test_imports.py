@@ -43,9 +43,11 @@ ALLOWED = {
         "data",
         "tasks",
         "dependencies",
+        "place",
     },
     "dependencies": {"errors", "files", "config"},
     "notice": {"errors"},
+    "place": {"errors", "config", "data", "dependencies"},
     "copies": {"errors", "files", "journal", "training"},
     "memory": set(),
     "pictures": {"errors", "config", "data", "metrics"},
@@ -136,6 +138,16 @@ def loaded() -> dict[str, list[str]]:
 
 def test_plain_training_loads_neither_ray_nor_mlflow_nor_dvc(loaded: dict[str, list[str]]) -> None:
     assert {"ray", "mlflow", "dvc", "webdataset", "matplotlib"}.isdisjoint(loaded["plain training"])
+
+
+def test_preparing_and_scoring_load_no_torch() -> None:
+    """Two seconds for each stage. The one preparer that runs a network needs it."""
+    parts = [path for part in ("metrics", "pictures", "datasets") for path in (PACKAGE / part).glob("[!_]*.py")]
+    names = [module_name(path) for path in parts if path.stem != "caption_features"]
+    names += [f"unroll.stages.{stage}" for stage in ("prepare", "evaluate", "report")]
+    code = f"import sys, {', '.join(names)}\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
 
 
 def test_every_module_loads_alone(loaded: dict[str, list[str]]) -> None:

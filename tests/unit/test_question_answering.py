@@ -17,6 +17,7 @@ from unroll.data.stories import ENTITIES, StoryTokenizer
 from unroll.datasets import generated_stories
 from unroll.errors import UserError
 from unroll.pictures import draw_all
+from unroll.place import Place
 from unroll.stages.ask import Asker, read_facts, text
 from unroll.tasks.question_answering import (
     Collate,
@@ -31,7 +32,7 @@ from unroll.tasks.question_answering import (
 )
 from unroll.training.context import WorkerContext
 from unroll.training.loop import Run
-from unroll.training.runs import Place, build
+from unroll.training.runs import build
 
 BILBO = Path(__file__).parents[1] / "bilbo.txt"
 

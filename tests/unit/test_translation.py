@@ -13,9 +13,10 @@ from sentence_pairs import lines, prepare_pairs, recipe
 
 from unroll.data.loader import MASKED
 from unroll.errors import UserError
+from unroll.place import Place
 from unroll.tasks.translation import Task, chosen
 from unroll.training.context import WorkerContext
-from unroll.training.runs import Place, build
+from unroll.training.runs import build
 
 
 @pytest.fixture(scope="module")

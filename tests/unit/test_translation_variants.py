@@ -13,8 +13,9 @@ import yaml
 from sentence_pairs import prepare_pairs, recipe
 
 from unroll.config import Recipe, check, merge
+from unroll.place import Place
 from unroll.training.context import WorkerContext
-from unroll.training.runs import Place, build, train_one
+from unroll.training.runs import build, train_one
 
 PAGE = Path(__file__).parents[2] / "docs" / "translation.md"
 [BLOCK] = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(), re.S | re.M)

@@ -17,12 +17,11 @@ from unroll.metrics import Score, ScoreOfSums, Statistics, Unavailable
 from unroll.metrics._breakdown import by_length, examples
 from unroll.metrics._predictions import SENTENCES, Sentence, read_sentences
 from unroll.pictures import draw_all
+from unroll.place import Place, read_description
 from unroll.report.attention import read_attention
 from unroll.report.plots import save_attention, save_losses
 from unroll.revision import commit
-from unroll.stages.train import sent_to_tracker
-from unroll.training.checkpoint import read_description
-from unroll.training.runs import Place
+from unroll.tracking import sent_to_tracker
 
 CURVE_POINTS = 500
 """Points kept of each curve for the report."""

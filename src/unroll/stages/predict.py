@@ -10,7 +10,8 @@ from unroll.decoding.ensemble import Ensemble
 from unroll.errors import UserError
 from unroll.files import new_folder
 from unroll.memory import keep_freed_memory
-from unroll.training.runs import Place, check_stream, default_device, load_model
+from unroll.place import Place
+from unroll.training.runs import check_stream, default_device, load_model
 
 
 def predict(root: Path, name: str, tiny: bool = False) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from unroll.config import load_dataset, load_part
+from unroll.place import Place
 from unroll.progress import progress
 from unroll.stages.first_download import with_hashes
-from unroll.training.runs import Place
 
 
 def prepare(root: Path, name: str, trust_first_download: bool = False) -> Path:

@@ -10,11 +10,13 @@ from unroll.config import load_recipe
 from unroll.copies import kept
 from unroll.errors import UserError
 from unroll.journal import Journal
+from unroll.place import Place
 from unroll.revision import commit
+from unroll.tracking import sent_to_tracker
 from unroll.training.context import WorkerContext
 from unroll.training.launch import launch, load_profile
 from unroll.training.loop import Preempted
-from unroll.training.runs import Place, default_device, start_folder, train_one
+from unroll.training.runs import default_device, start_folder, train_one
 
 
 def train(
@@ -49,23 +51,6 @@ def train(
                     train_one(recipe, seed, place, WorkerContext(device=default_device(), stop_file=run / "stop"))
                 else:
                     launch(recipe, seed, place, where)
-
-
-@contextmanager
-def sent_to_tracker(run: Path, root: Path, enabled: bool) -> Iterator[None]:
-    """The tracker's sender works beside as a process of its own; what it cannot send in time is left for later."""
-    if not enabled:
-        yield
-        return
-    from unroll import tracking
-
-    sender = tracking.start_sender(run, root)
-    try:
-        yield
-    finally:
-        left = tracking.finish(sender)
-        if left:
-            print(left, flush=True)
 
 
 @contextmanager

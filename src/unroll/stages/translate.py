@@ -8,9 +8,10 @@ from pathlib import Path
 from unroll.config import check, load_recipe
 from unroll.decoding.beam import BeamOptions
 from unroll.errors import UserError
+from unroll.place import Place
 from unroll.report.attention import attention_svg
 from unroll.tasks.translator import Translation, Translator
-from unroll.training.runs import Place, default_device, load_model
+from unroll.training.runs import default_device, load_model
 
 
 def translate(

@@ -137,20 +137,6 @@ def save_model(
             shutil.copyfile(path, partial / path.name)
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """`model.json` of an exported model."""
-    path = folder / "model.json"
-    try:
-        description = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; train the recipe first") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(description, dict):
-        raise UserError(f"{path}: a mapping was expected, found {type(description).__name__}")
-    return description
-
-
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Optimiser state as `<parameter number>.<name>` tensors."""
     state = optimizer.state_dict()["state"]

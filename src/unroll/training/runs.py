@@ -10,7 +10,6 @@ import os
 import resource
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +17,15 @@ import torch
 
 from unroll.config import CountingTraining, Recipe, Training, load_part, model_config
 from unroll.data.shards import load_manifest, verify
-from unroll.dependencies import code_hash
 from unroll.errors import UserError
 from unroll.files import new_folder, readable_errors
 from unroll.journal import Journal
 from unroll.memory import keep_freed_memory
+from unroll.place import Place, read_description
 from unroll.progress import progress
 from unroll.training import checkpoint
 from unroll.training.context import WorkerContext
 from unroll.training.loop import Run, restore_best
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a project keeps its things, relative to its root."""
-
-    root: Path
-
-    def data(self, dataset: str) -> Path:
-        return self.root / "data" / "prepared" / dataset
-
-    def model(self, recipe: Recipe, seed: int) -> Path:
-        return self.root / "models" / recipe.name / f"seed-{seed}"
-
-    def history(self, recipe: Recipe, seed: int) -> Path:
-        return self.root / "histories" / recipe.name / f"seed-{seed}"
-
-    def predictions(self, recipe: Recipe, seed: int) -> Path:
-        return self.root / "predictions" / recipe.name / f"seed-{seed}"
-
-    def identity(self, recipe: Recipe) -> str:
-        """Hash of all that training reads, recipe, data and code: what trains the same weights has the same one."""
-        return recipe.hash(load_manifest(self.data(recipe.dataset))["hash"], code_hash(recipe))
-
-    def run(self, recipe: Recipe, seed: int) -> Path:
-        """The folder of a run: its name holds the identity, so a changed recipe starts anew."""
-        return self.root / "runs" / f"{recipe.name}-{self.identity(recipe)}" / f"seed-{seed}"
 
 
 def build(recipe: Recipe, place: Place) -> tuple[Any, torch.nn.Module]:
@@ -141,7 +113,7 @@ def _first_phase(recipe: Recipe, seed: int, place: Place, context: WorkerContext
     """Weights and cost of a first phase: of an exported model that is the same run, else trained now."""
     identity, folder = place.identity(recipe), place.run(recipe, seed)
     for path in sorted((place.root / "models").glob(f"*/seed-{seed}/model.json")):
-        if checkpoint.read_description(path.parent).get("identity") == identity:
+        if read_description(path.parent).get("identity") == identity:
             cost = place.root / "histories" / path.parts[-3] / f"seed-{seed}" / "cost.json"
             if cost.exists():
                 return path.parent / "weights.safetensors", json.loads(cost.read_text())
@@ -156,7 +128,7 @@ def _first_phase(recipe: Recipe, seed: int, place: Place, context: WorkerContext
         if context.is_first:
             checkpoint.save_model(weights.parent, model.state_dict(), {"cost": cost_here})
         context.barrier()
-    return weights, checkpoint.read_description(weights.parent)["cost"]
+    return weights, read_description(weights.parent)["cost"]
 
 
 def _learn(
@@ -264,7 +236,7 @@ def load_model(folder: Path) -> tuple[dict[str, Any], torch.nn.Module]:
     Raises:
         UserError: not trained yet, damaged, or the weights belong to another vocabulary.
     """
-    description = checkpoint.read_description(folder)
+    description = read_description(folder)
     try:
         name, vocabulary = description["model"]["name"], description["vocabulary"]
         options = {key: value for key, value in description["model"].items() if key != "name"}
