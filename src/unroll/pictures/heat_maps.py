@@ -47,8 +47,8 @@ def draw(data: dict[str, Any], folder: Path, out: Path) -> None:
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     ratios = {"width_ratios": widths} if side_by_side else {"height_ratios": heights}
     axes = figure.subplots(*shape, squeeze=False, gridspec_kw=ratios)
-    for ax, panel, table in zip(axes.flat, panels, tables, strict=True):
-        _panel(ax, panel, table)
+    for ax, panel, table, width in zip(axes.flat, panels, tables, widths, strict=True):
+        _panel(ax, panel, table, width / table.shape[1])
     figure.savefig(out, format="png", metadata={"Software": None})
 
 
@@ -75,7 +75,8 @@ def _longest(labels: list[object] | None) -> int:
     return max((len(_plain(label)) for label in labels), default=0) if labels and len(labels) <= LABELS_SHOWN else 0
 
 
-def _panel(ax: Axes, panel: dict[str, Any], table: np.ndarray) -> None:
+def _panel(ax: Axes, panel: dict[str, Any], table: np.ndarray, cell: float) -> None:
+    """Draw a table; `cell`: inches of a column at least."""
     weights = bool(np.nanmin(table) >= 0 and np.nanmax(table) <= 1)
     low, high = (0.0, 1.0) if weights else (None, None)
     ax.imshow(
@@ -91,7 +92,7 @@ def _panel(ax: Axes, panel: dict[str, Any], table: np.ndarray) -> None:
     if rows and len(rows) <= LABELS_SHOWN:
         ax.set_yticks(range(len(rows)), [_plain(label) for label in rows])
     if columns and len(columns) <= LABELS_SHOWN:
-        slanted = max(len(str(label)) for label in columns) > 3
+        slanted = INCHES_PER_CHARACTER * (_longest(columns) + 1) > cell
         ax.set_xticks(range(len(columns)), [_plain(label) for label in columns], rotation=60 if slanted else 0,
                       ha="right" if slanted else "center", rotation_mode="anchor")  # fmt: skip
 
