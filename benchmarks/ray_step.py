@@ -1,6 +1,6 @@
 """Step time of two workers: under Ray Train, the same loop without Ray, and plain DistributedDataParallel under torchrun.
 
-    python benchmarks/ray_step.py [--rounds 3]      writes benchmarks/results/ray_step.json
+    python benchmarks/ray_step.py [--turns 30]      writes benchmarks/results/ray_step.json
 
 Two idle cores are needed. Two character LSTMs in float32, AdamW, clipped, are trained by two workers of one thread each:
 1 x 256 on batches of 32 x 64, a step of some 25 ms, where every fixed cost shows; and 2 x 512 on 32 x 128, as in
@@ -11,10 +11,11 @@ the recipe `char_lstm`.
     torchrun   the loop that anyone would write: torch.nn modules, DistributedDataParallel, started by torchrun, which
                keeps its freed memory as ours does (without that the larger model is a quarter slower)
 
-The three take turns; a figure is the median over a run of the mean step between two journal entries, ten steps apart,
-by the clock: reading the batch, the loop, the journal are all in it. A ratio is taken within a round. Goal: ray /
-torchrun <= 1.03. Where others use the machine too, rounds differ by half; then look at "fastest", the ratio of the
-quickest ten steps of each in all rounds, which what comes from outside can only lengthen. Ray gives its workers a
+All three train at the same time and take turns of some seconds: two of them are stopped (SIGSTOP, with all that they
+started, Ray's own processes too) while the third one goes on. So a machine whose speed changes within minutes changes
+it for all alike. Ten steps, or two of the larger model, are timed by the clock, less the time in which they stood
+still: reading the batch, the loop, the journal are all in it. A ratio is that of the medians within a round of turns;
+the figure is the median over the rounds, with its quartiles. Goal: ray / torchrun <= 1.03. Ray gives its workers a
 niceness of 15, which other work on the machine would turn into waiting; it is set to 0 here.
 """
 
@@ -23,17 +24,22 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
@@ -49,12 +55,11 @@ from unroll.training.runs import train_one
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "ray_step.json"
 TEXT = ROOT / "data" / "embedded" / "tiny-shakespeare" / "input.txt"
-GOAL = 1.03
-EVERY = 10  # steps from one time taken to the next
+TURN_SECONDS = 4.0
 
 
 class Size(NamedTuple):
-    """A model, its batch, and how many steps it is trained."""
+    """A model, its batch, the most steps that it is trained, and how many from one time taken to the next."""
 
     rows: int
     window: int
@@ -62,11 +67,12 @@ class Size(NamedTuple):
     width: int
     embedding: int
     steps: int
+    every: int
 
 
-SIZES = {"1x256": Size(32, 64, 1, 256, 64, 200), "2x512": Size(32, 128, 2, 512, 128, 80)}
+SIZES = {"1x256": Size(32, 64, 1, 256, 64, 100_000, 10), "2x512": Size(32, 128, 2, 512, 128, 100_000, 2)}
 PLAIN = """
-import json, sys, time
+import sys, time
 import torch, torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -74,7 +80,7 @@ from unroll.memory import keep_freed_memory
 torch.set_num_threads(1)
 keep_freed_memory()
 dist.init_process_group("gloo")
-every, vocabulary, rows, window, layers, width, embedding, steps = map(int, sys.argv[2:])
+vocabulary, rows, window, layers, width, embedding, steps, every = map(int, sys.argv[1:])
 torch.manual_seed(1)
 
 class Model(nn.Module):
@@ -91,7 +97,7 @@ model = DistributedDataParallel(Model())
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.001)
 rows //= dist.get_world_size()
 tokens = torch.randint(vocabulary, (rows, window * 50 + 1))
-state, times = None, []
+state = None
 for step in range(steps):
     place = step % 50 * window
     inputs, targets = tokens[:, place : place + window], tokens[:, place + 1 : place + window + 1]
@@ -103,11 +109,8 @@ for step in range(steps):
     optimizer.step()
     state = tuple(part.detach() for part in state)
     float(loss)
-    if (step + 1) % every == 0:
-        times.append(time.perf_counter())
-if dist.get_rank() == 0:
-    open(sys.argv[1], "w").write(json.dumps(times))
-dist.destroy_process_group()
+    if (step + 1) % every == 0 and dist.get_rank() == 0:
+        print(time.time(), flush=True)
 """
 
 
@@ -118,7 +121,7 @@ def project(root: Path, size: Size) -> None:
     options = {"tokenizer": {"kind": "characters"}, "split": {"train": 0.9, "validation": 0.1}}
     dataset = {"preparer": "text", "licence": "public domain", "sources": [{"file": "text.txt"}], "options": options}
     train = {"batch": size.rows, "window": size.window, "steps": size.steps, "validate_every": 10**6,
-             "checkpoint_every": 10**6, "log_every": EVERY, "select": "last",
+             "checkpoint_every": 10**6, "log_every": size.every, "select": "last",
              "optimizer": {"name": "adamw", "learning_rate": 0.001, "clip": 1.0}}  # fmt: skip
     recipe = {
         "suite": "bench", "task": "language_modeling", "dataset": "text", "train": train,
@@ -133,17 +136,6 @@ def project(root: Path, size: Size) -> None:
     prepare(root, "text")
 
 
-def step_ms(times: list[float]) -> list[float]:
-    """Milliseconds of a step, from the seconds at which each tenth one ended; the first ten warm up."""
-    return [1000 * (after - before) / EVERY for before, after in itertools.pairwise(times)]
-
-
-def journalled(root: Path) -> list[float]:
-    place = Place(root)
-    points = history(place.history(load_recipe(root, "bench"), 1))["train/loss"]
-    return step_ms([point.time for point in points if point.step % EVERY == 0])
-
-
 def environment() -> dict[str, str]:
     return {
         **os.environ,
@@ -155,21 +147,83 @@ def environment() -> dict[str, str]:
     }
 
 
-def ray(root: Path, size: Size) -> list[float]:
-    project(root, size)
-    command = [sys.executable, "-m", "unroll", "train", "bench", "--profile", "two_workers"]
-    subprocess.run(command, cwd=root, env=environment(), check=True, capture_output=True)
-    return journalled(root)
+class Way:
+    """One way of training two workers: its processes, and when they stood still."""
+
+    def __init__(self, name: str, root: Path, size: Size) -> None:
+        self.name, self.root, self.every, self.still = name, root, size.every, list[tuple[float, float]]()
+        if name == "torchrun":
+            root.mkdir()
+            (root / "plain.py").write_text(PLAIN)
+            vocabulary = len(set(TEXT.read_text()))
+            command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+            command += ["--master-port", str(free_port()), "plain.py", *map(str, (vocabulary, *size))]
+        else:
+            project(root, size)
+            command = ["-m", "unroll", "train", "bench", "--profile", "two_workers"]
+            if name == "bare":
+                command = [__file__, "--bare", str(root)]
+        with (root / "out.txt").open("w") as out, (root / "errors.txt").open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, *command], cwd=root, env=environment(), stdout=out, stderr=errors
+            )
+
+    def times(self) -> list[float]:
+        """When each tenth (or second) step ended, in seconds since 1970."""
+        if self.name == "torchrun":
+            *ended, _ = (self.root / "out.txt").read_text().split("\n")  # the last line may be half written
+            return [float(line) for line in ended]
+        journals = list(self.root.glob("runs/bench-*/seed-1"))
+        points = history(journals[0]).get("train/loss", []) if journals else []
+        return [point.time for point in points if point.step % self.every == 0]
+
+    def signal(self, number: int) -> None:
+        """Send a signal to every process of this way."""
+        for process in [self.process_tree, *self.process_tree.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    @property
+    def process_tree(self) -> psutil.Process:
+        return psutil.Process(self.process.pid)
+
+    def stop(self) -> None:
+        self.signal(signal.SIGSTOP)
+        self.still.append((time.time(), math.inf))
+
+    def go_on(self) -> None:
+        self.still[-1] = (self.still[-1][0], time.time())
+        self.signal(signal.SIGCONT)
+
+    def wait_until_it_trains(self) -> None:
+        while len(self.times()) < 2:
+            if self.process.poll() is not None:
+                sys.exit(f"{self.name}: {(self.root / 'errors.txt').read_text()[-2000:]}")
+            time.sleep(0.2)
+
+    def steps(self) -> list[tuple[float, float]]:
+        """(when some steps ended, milliseconds of one of them): without the time in which they stood still."""
+        found = []
+        for before, after in itertools.pairwise(self.times()):
+            stood = sum(max(0.0, min(after, end) - max(before, start)) for start, end in self.still)
+            found.append((after, 1000 * (after - before - stood) / self.every))
+        return found
+
+    def end(self) -> None:
+        """Kill what there is of it."""
+        processes = [self.process_tree, *self.process_tree.children(recursive=True)]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
 
 
 def bare_worker(rank: int, port: int, root: str) -> None:
     torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=timedelta(seconds=600))
     place = Place(Path(root))
     train_one(load_recipe(place.root, "bench"), 1, place, WorkerContext(rank, 2))
-    dist.destroy_process_group()
 
 
 def free_port() -> int:
@@ -178,53 +232,58 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def bare(root: Path, size: Size) -> list[float]:
-    project(root, size)
-    multiprocessing.spawn(bare_worker, args=(free_port(), str(root)), nprocs=2)
-    return journalled(root)
-
-
-def torchrun(root: Path, size: Size) -> list[float]:
-    root.mkdir()
-    (root / "plain.py").write_text(PLAIN)
-    vocabulary = len(set(TEXT.read_text()))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    command += ["--master-port", str(free_port()), "plain.py", "times.json"]
-    command += [str(number) for number in (EVERY, vocabulary, *size)]
-    subprocess.run(command, cwd=root, env=environment(), check=True, capture_output=True)
-    return step_ms(json.loads((root / "times.json").read_text()))
-
-
-def measure(size: Size, rounds: int) -> dict[str, Any]:
-    """Milliseconds of a step of each way in each round, and the ratios."""
-    ways = {"ray": ray, "bare": bare, "torchrun": torchrun}
-    found: list[dict[str, list[float]]] = []
+def measure(size: Size, turns: int) -> dict[str, Any]:
+    """Milliseconds of a step of each way in each round of turns, and the ratios."""
+    ways: list[Way] = []
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(rounds):
-            order = list(ways)[:: 1 if number % 2 else -1]
-            found.append({name: ways[name](Path(folder) / f"{name}-{number}", size) for name in order})
-    measured = [{name: statistics.median(times) for name, times in entry.items()} for entry in found]
-    fastest = {name: min(min(entry[name]) for entry in found) for name in ways}
+        try:
+            for name in ("ray", "bare", "torchrun"):
+                way = Way(name, Path(folder) / name, size)
+                ways.append(way)
+                way.wait_until_it_trains()
+                way.stop()
+            begins = []
+            for number in range(turns):
+                begins.append(time.time())
+                for way in ways[:: 1 if number % 2 else -1]:
+                    way.go_on()
+                    time.sleep(TURN_SECONDS)
+                    way.stop()
+            steps = {way.name: way.steps() for way in ways}
+        finally:
+            for way in ways:
+                way.end()
+    rounds = []
+    for begin, end in itertools.pairwise([*begins, math.inf]):
+        within = {name: [ms for ended, ms in found if begin <= ended < end] for name, found in steps.items()}
+        if all(within.values()):
+            rounds.append({name: statistics.median(values) for name, values in within.items()})
     pairs = {"ray_over_torchrun": ("ray", "torchrun"), "ray_over_bare": ("ray", "bare")}
-    ratios = {name: [entry[above] / entry[below] for entry in measured] for name, (above, below) in pairs.items()}
-    return {"rounds": measured, "fastest": fastest, **ratios}
+    ratios = {name: [entry[above] / entry[below] for entry in rounds] for name, (above, below) in pairs.items()}
+    return {"rounds": rounds, **ratios}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    chosen = parser.parse_args()
-    result = {name: measure(size, chosen.rounds) for name, size in SIZES.items()}
+    parser.add_argument("--turns", type=int, default=30)
+    parser.add_argument("--bare", help="be the way without Ray: a project's folder")
+    options = parser.parse_args()
+    if options.bare:
+        multiprocessing.spawn(bare_worker, args=(free_port(), options.bare), nprocs=2)
+        return
+    result = {name: measure(size, options.turns) for name, size in SIZES.items()}
+    print(f"turns of {TURN_SECONDS:.0f} s; median over the rounds of turns, and its quartiles\n")
+    print(
+        "| model | ray, ms a step | bare | torchrun | ray / torchrun, goal <= 1.03 | ray / bare |\n|---|---|---|---|---|---|"
+    )
     for name, found in result.items():
-        for way in found["rounds"][0]:
-            print(f"{name}  {way:<18} {statistics.median(entry[way] for entry in found['rounds']):7.1f} ms a step")
-        for ratio, goal in {"ray_over_torchrun": f"   goal <= {GOAL}", "ray_over_bare": ""}.items():
-            above, below = ratio.split("_over_")
-            by_round = " ".join(f"{value:.3f}" for value in found[ratio])
-            fastest = found["fastest"][above] / found["fastest"][below]
-            print(
-                f"{name}  {ratio:<18} {statistics.median(found[ratio]):7.3f}   by round {by_round}   fastest {fastest:.3f}{goal}"
-            )
+        cells = [
+            f"{statistics.median(entry[way] for entry in found['rounds']):.1f}" for way in ("ray", "bare", "torchrun")
+        ]
+        for ratio in ("ray_over_torchrun", "ray_over_bare"):
+            low, middle, high = statistics.quantiles(found[ratio], n=4)
+            cells.append(f"{middle:.3f} ({low:.3f} to {high:.3f}, {len(found[ratio])} rounds)")
+        print(f"| {name} | {' | '.join(cells)} |")
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 
