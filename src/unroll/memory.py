@@ -9,9 +9,9 @@ Where batches differ in shape from step to step, freed blocks seldom fit the nex
 times the peak. `return_unused` gives the pages that nobody uses back; called every few dozen steps it costs little.
 
 There, too, oneDNN compiles for each new shape, and what it compiled is kept in two caches of 1,024 entries, its own and
-that of torch's wrapper: a megabyte an entry for bfloat16 matrix products, two gigabytes for a small translator.
-`keep_few_compiled_shapes` bounds them. Shapes seldom come back before either size is full, so training takes up to a
-tenth longer (`benchmarks/shape_caches.py` has the figures); no number changes.
+that of torch's wrapper: a megabyte an entry for bfloat16 matrix products, 1.5 GB for a small translator.
+`keep_few_compiled_shapes` bounds them. Full caches would find three of four shapes of a step again, so training takes a
+tenth longer (`benchmarks/shape_caches.py`); no number changes.
 """
 
 import ctypes
