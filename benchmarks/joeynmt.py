@@ -14,8 +14,9 @@ Each system runs its own training loop in its own process and is timed from insi
 turns, and a ratio is the median over the turns of the ratio within a turn, so that a busy machine moves both alike:
 - training: real target tokens a second, EOS included, over everything the loop does but validation;
 - peak memory: the largest resident size of the process up to the end of those turns;
-- decoding: the test set with beam 5. With `bleu`, by the models trained for it, with what they say; otherwise by models
-  that have hardly been trained, all outputs cut or stretched to one length;
+- decoding: the test set with beam 5, ours in a process of its own as in stage `predict`. With `bleu`, by the models
+  trained for it, with what they say; otherwise by models that have hardly been trained, all outputs cut or stretched to
+  one length;
 - bleu: each system trains alone for the same minutes, and is stopped ten times to validate, off the clock. The weights
   of the best validation translate the test set with beam 5; one code turns subwords into text and scores it against
   the raw references, lower case, sacrebleu's tokenisation 13a.

@@ -7,9 +7,12 @@ FOLDER is the run's and begun anew; SENTENCES of the test split are translated.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,9 @@ from unroll.data.loader import Batch
 from unroll.data.shards import SampleReader
 from unroll.data.tokenizers import load
 from unroll.decoding.beam import BeamOptions, beam_search
-from unroll.memory import keep_freed_memory
+from unroll.memory import COMPILED_SHAPES, keep_freed_memory
 from unroll.tasks.translation import source_tensors
+from unroll.training import checkpoint
 from unroll.training.context import WorkerContext
 from unroll.training.loop import Run, StepResult, restore_best
 
@@ -42,10 +46,15 @@ class Driven(Run):
 
 
 class Translator:
-    """The test set, translated in batches of like length, as our stage `predict` does it."""
+    """The test set, translated in batches of like length, as our stage `predict` does it: in a process of its own, with
+    oneDNN's caches as they are where nothing is trained."""
 
-    def __init__(self, model: Any, prepared: Path, vocabulary: int, sentences: int) -> None:
-        self.model, self.vocabulary = model, vocabulary
+    def __init__(self, recipe: Recipe, threads: int, prepared: Path, sentences: int) -> None:
+        for name in COMPILED_SHAPES:
+            os.environ.pop(name, None)
+        torch.set_num_threads(threads)
+        keep_freed_memory()
+        self.model, self.vocabulary = model_of(recipe, prepared)
         reader = SampleReader(prepared, TEST)
         places = [(shard, index) for shard, count in enumerate(reader.shard_counts) for index in range(count)]
         self.sources = [reader.sample(*place)["source"] for place in places[:sentences]]
@@ -53,7 +62,8 @@ class Translator:
         self.words = sorted(tokenizer.vocabulary, key=tokenizer.vocabulary.__getitem__)
 
     @torch.no_grad()
-    def __call__(self, beam: int, batch: int, length: int | None) -> dict[str, Any]:
+    def __call__(self, weights: Path, beam: int, batch: int, length: int | None) -> dict[str, Any]:
+        checkpoint.load_weights(self.model, checkpoint.load_tensors(weights), weights)
         self.model.eval()
         fixed = {"longest": length, "shortest": length} if length else {}
         options = BeamOptions.model_validate({"width": beam, **SEARCH, **fixed})
@@ -70,13 +80,32 @@ class Translator:
         return {"seconds": time.perf_counter() - start, "tokens": tokens}
 
 
+TRANSLATORS: list[Translator] = []
+"""Of the process that translates: the only one."""
+
+
+def start_translator(*arguments: Any) -> None:
+    TRANSLATORS.append(Translator(*arguments))
+
+
+def translate(*arguments: Any) -> dict[str, Any]:
+    return TRANSLATORS[0](*arguments)
+
+
+def model_of(recipe: Recipe, prepared: Path) -> tuple[Any, int]:
+    """A freshly initialised model of the recipe, and the number of source words."""
+    task = load_part("tasks", recipe.task, "ours.yaml").Task(recipe, prepared)
+    model = load_part("models", recipe.model["name"], "ours.yaml").Model(model_config(recipe), task.vocabulary)
+    return model, task.vocabulary["source"]
+
+
 def our_training(
     recipe: Recipe, seed: int, prepared: Path, folder: Path, sentences: int
 ) -> tuple[Driven, dict[str, Any]]:
     """A run of the recipe that waits for its turns, and what it can be asked for between them."""
     task = load_part("tasks", recipe.task, "ours.yaml").Task(recipe, prepared)
     torch.manual_seed(seed)
-    model = load_part("models", recipe.model["name"], "ours.yaml").Model(model_config(recipe), task.vocabulary)
+    model, _ = model_of(recipe, prepared)
     train: Any = recipe.train
     run = Driven(task, model, train, seed, folder, WorkerContext(device=torch.device("cpu")))
 
@@ -89,8 +118,16 @@ def our_training(
         restore_best(run.model, folder)
         return {}
 
-    translator = Translator(model, prepared, task.vocabulary["source"], sentences)
-    return run, {"validate": validate, "use_best": use_best, "translate": translator}
+    translator = ProcessPoolExecutor(
+        1, get_context("spawn"), start_translator, (recipe, torch.get_num_threads(), prepared, sentences)
+    )
+
+    def translated(beam: int, batch: int, length: int | None) -> dict[str, Any]:
+        weights = folder / "to_translate.safetensors"
+        checkpoint.save_tensors(run.model.state_dict(), weights)
+        return translator.submit(translate, weights, beam, batch, length).result()
+
+    return run, {"validate": validate, "use_best": use_best, "translate": translated}
 
 
 def main() -> None:
