@@ -2,7 +2,7 @@
 
     python benchmarks/run_all.py              all of them: about half an hour on two cores, an hour more for joeynmt
     python benchmarks/run_all.py loop ngram   only these
-    python benchmarks/run_all.py joeynmt -- --minutes 7 --threads 1   one with other arguments; its table states them
+    python benchmarks/run_all.py joeynmt -- --minutes 7 --threads 1   one with other arguments; they are kept with its table
 
 Each figure that is compared with another is a ratio within one run, so a slower or busier machine moves it little.
 """
@@ -61,7 +61,8 @@ def run(name: str, more: list[str]) -> bool:
     )
     print(done.stdout, flush=True)
     if done.returncode == 0:
-        (HERE / "results" / f"{name}.txt").write_text(table(done.stdout))
+        used = f"$ python benchmarks/{name}.py {' '.join(more)}\n\n" if more else ""
+        (HERE / "results" / f"{name}.txt").write_text(used + table(done.stdout))
     return done.returncode == 0
 
 
