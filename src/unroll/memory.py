@@ -11,7 +11,7 @@ times the peak. `return_unused` gives the pages that nobody uses back; called ev
 There, too, oneDNN compiles for each new shape, and what it compiled is kept in two caches of 1,024 entries, its own and
 that of torch's wrapper: a megabyte an entry for bfloat16 matrix products, 1.5 GB for a small translator.
 `keep_few_compiled_shapes` bounds them. Full caches would find three of four shapes of a step again, so training takes a
-tenth longer (`benchmarks/shape_caches.py`); no number changes.
+tenth longer (`benchmarks/shape_caches.py`), or twice as long where the model is small; no number changes.
 """
 
 import ctypes

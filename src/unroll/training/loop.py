@@ -33,6 +33,9 @@ from unroll.training.sums import add_gradients_in_tree
 
 RETURN_MEMORY_EVERY = 50
 """Steps between returns of unused memory where batches differ in shape."""
+LARGE = 2_000_000
+"""Parameters of a model for which what was compiled for old shapes is let go: to compile takes as long for a small one,
+which would train a third to a half slower."""
 
 
 class TrainableTask(Protocol):
@@ -86,7 +89,7 @@ class Run:
         self, task: TrainableTask, model: nn.Module, train: Training, seed: int, folder: Path, context: WorkerContext
     ) -> None:
         self.task, self.train, self.seed, self.folder, self.context = task, train, seed, folder, context
-        if train.batch_tokens:
+        if train.batch_tokens and sum(p.numel() for p in model.parameters()) >= LARGE:
             keep_few_compiled_shapes()
         self.model = model.to(context.device)
         self.total_steps = task.total_steps(seed)
