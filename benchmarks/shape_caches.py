@@ -26,11 +26,11 @@ from typing import Any
 import torch
 
 from unroll.config import Training, load_recipe
-from unroll.memory import COMPILED_SHAPES, keep_freed_memory
+from unroll.memory import COMPILED_SHAPES, keep_freed_memory, return_unused
 from unroll.place import Place
 from unroll.stages.prepare import prepare
 from unroll.training.context import WorkerContext
-from unroll.training.loop import RETURN_MEMORY_EVERY, Run, return_unused
+from unroll.training.loop import RETURN_MEMORY_EVERY, Run
 from unroll.training.runs import build
 
 ROOT = Path(__file__).parents[1]
