@@ -1,13 +1,16 @@
 """Schedules, clipping, averaging and their survival of a checkpoint."""
 
 import math
+import subprocess
+import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
 from unroll.config import Optimizer, Schedule
-from unroll.training.optimizers import OptimizerPolicy, schedule_factor
+from unroll.training.optimizers import OptimizerPolicy, schedule_factor, without_compiler
 
 
 def policy(model: nn.Module, steps: int = 100, **options: object) -> OptimizerPolicy:
@@ -115,3 +118,42 @@ def test_a_restored_policy_goes_on_bit_for_bit(options: dict[str, object]) -> No
     assert torch.equal(model.weight, twin.weight)
     with owner.averaged_weights(), other.averaged_weights():
         assert torch.equal(model.weight, twin.weight)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.RMSprop, torch.optim.SGD])
+def test_without_the_compiler_the_steps_are_the_same(optimizer: Callable[..., torch.optim.Optimizer]) -> None:
+    ends = []
+    for make in (optimizer, without_compiler(optimizer)):
+        torch.manual_seed(3)
+        model = nn.Linear(4, 3)
+        steps = make(model.parameters(), lr=0.1)
+        for _ in range(3):
+            steps.zero_grad(set_to_none=True)
+            model(torch.ones(2, 4)).square().sum().backward()
+            steps.step()
+        ends.append(
+            (*model.parameters(), *(s for kept in steps.state.values() for s in kept.values() if s is not None))
+        )
+        assert all(p.requires_grad and p.grad is not None for p in model.parameters())
+    assert all(torch.equal(plain, lean) for plain, lean in zip(*ends, strict=True))
+
+
+def test_no_step_loads_the_compiler() -> None:
+    """One to three seconds of every process that trains."""
+    code = """
+import sys
+import torch
+from unroll.config import Optimizer
+from unroll.training.optimizers import OptimizerPolicy
+for name in ("adamw", "rmsprop", "sgd"):
+    model = torch.nn.Linear(2, 2)
+    policy = OptimizerPolicy(Optimizer(name=name, learning_rate=0.1), model, 2)
+    for step in range(2):
+        policy.optimizer.zero_grad(set_to_none=True)
+        model(torch.ones(1, 2)).sum().backward()
+        policy.clip()
+        policy.step(step)
+        policy.restore(policy.tensors(), policy.state())
+print("torch._dynamo" in sys.modules, "sympy" in sys.modules)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False"], done.stderr

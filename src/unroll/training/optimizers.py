@@ -7,8 +7,9 @@ two or more dimensions, that is to no bias and no gain.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,11 +26,24 @@ def build_optimizer(config: Optimizer, parameters: list[nn.Parameter]) -> torch.
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+    rate = config.learning_rate
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+        return without_compiler(torch.optim.AdamW)(groups, lr=rate, betas=config.betas, fused=True)
     if config.name == "rmsprop":
-        return torch.optim.RMSprop(groups, lr=config.learning_rate, alpha=config.betas[1], momentum=config.momentum)
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
+        return without_compiler(torch.optim.RMSprop)(groups, lr=rate, alpha=config.betas[1], momentum=config.momentum)
+    return without_compiler(torch.optim.SGD)(groups, lr=rate, momentum=config.momentum)
+
+
+def without_compiler(optimizer: Callable[..., torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """The same optimiser, whose methods do not import torch's compiler before their first step.
+
+    torch wraps them to keep the compiler out of them, and imports it for that: one to three seconds of every process
+    that trains (sympy and all), though nothing is compiled here. The functions beneath the wrappers do the work.
+    """
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
+    methods["step"] = torch.no_grad()(inspect.unwrap(optimizer.step))  # type: ignore[attr-defined]
+    return type(optimizer.__name__, (optimizer,), methods)  # type: ignore[arg-type]
 
 
 def schedule_factor(schedule: Schedule, step: int, total_steps: int) -> float:
