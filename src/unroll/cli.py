@@ -216,12 +216,14 @@ def repro(
     profile: Annotated[
         str, typer.Option(envvar="UNROLL_PROFILE", help="with --ray: where to run, cluster/profiles.yaml")
     ] = "local",
+    track: Track = True,
 ) -> None:
     """Reproduce the stages of dvc.yaml as `dvc repro` does, several at a time."""
     from unroll.repro.schedule import repro as reproduce
 
     os.chdir(project_root())
-    raise typer.Exit(reproduce(targets or [], jobs, profile if ray else None))
+    os.environ["UNROLL_TRACK"] = str(int(track))  # for the stages
+    raise typer.Exit(reproduce(targets or [], jobs, profile if ray else None, track))
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -283,7 +285,7 @@ def doctor(
 @app.command("track", rich_help_panel=PIPELINE)
 def send_journals() -> None:
     """Send to MLflow what an absent server has not yet got."""
-    from unroll.tracking import send_pending
+    from unroll.sender import send_pending
 
     sent = send_pending(project_root())
     for problem in sent.problems:

@@ -318,8 +318,11 @@ def load_recipes(root: Path) -> dict[str, Recipe]:
 TINY_SUFFIX, TINY_SUITE = "-tiny", "tiny"
 
 
-def load_recipe(root: Path, name: str, tiny: bool = False) -> Recipe:
-    """One recipe by name, with its parts checked; `tiny`, or -tiny after the name, gives its twin that ends in seconds."""
+def load_recipe(root: Path, name: str, tiny: bool = False, model: bool = True) -> Recipe:
+    """One recipe by name, with its parts checked; `tiny`, or -tiny after the name, gives its twin that ends in seconds.
+
+    Without `model` the options of its model are not looked at, which would load torch: scoring has no use for them.
+    """
     recipes = load_recipes(root)
     if name not in recipes and name.endswith(TINY_SUFFIX):
         name, tiny = name.removesuffix(TINY_SUFFIX), True
@@ -327,7 +330,8 @@ def load_recipe(root: Path, name: str, tiny: bool = False) -> Recipe:
     if tiny:
         recipe = tiny_twin(recipe)
     _pick(load_datasets(root), recipe.dataset, "data set", root / "params.yaml")
-    model_config(recipe)
+    if model:
+        model_config(recipe)
     return recipe
 
 

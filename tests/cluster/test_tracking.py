@@ -15,6 +15,7 @@ from ray_cluster import Training, trials, until
 
 from unroll import tracking
 from unroll.journal import Journal, history
+from unroll.sender import connect, send_pending
 
 pytestmark = [pytest.mark.cluster, pytest.mark.fault]
 PROCESSES = 16
@@ -74,7 +75,7 @@ def test_sixteen_processes_write_to_one_sqlite_store(tmp_path: Path) -> None:
 
 
 def runs_in_store(root: Path) -> list[Any]:
-    client = tracking.connect(root)  # takes turns with the sender in making a new store
+    client = connect(root)  # takes turns with the sender in making a new store
     experiment = client.get_experiment_by_name("language_modeling")
     return list(client.search_runs([experiment.experiment_id])) if experiment else []
 
@@ -103,7 +104,7 @@ def test_a_retried_run_keeps_its_number_and_ends_as_it_should(tmp_path: Path, en
     [folder] = tmp_path.glob("runs/*/seed-1")
     with Journal(folder, patience=60) as journal:
         journal.end("FINISHED")
-    assert tracking.send_pending(tmp_path).problems == []
+    assert send_pending(tmp_path).problems == []
     assert {run.info.run_id for run in runs_in_store(tmp_path)} == identity
     assert status(tmp_path) == "FINISHED"
     client_steps = sorted(point.step for point in history(folder)["train/loss"])

@@ -23,8 +23,10 @@ from typing import Any
 import pytest
 from project import project
 
+import unroll.sender
 from unroll import tracking
 from unroll.journal import Journal, history, read
+from unroll.sender import RUN_TAG, Sender, Sent, connect, send_pending
 from unroll.stages import train as stage
 from unroll.training.context import WorkerContext
 from unroll.training.runs import train_one
@@ -203,7 +205,7 @@ def assert_arrived_once(folder: Path, uri: str, steps: int = STEPS) -> None:
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("language_modeling").experiment_id
     identity = json.loads((folder / "mlflow_run.json").read_text())["uuid"]
-    runs = client.search_runs([experiment], f"tags.`{tracking.RUN_TAG}` = '{identity}'")
+    runs = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{identity}'")
     assert len(runs) == 1
     assert runs[0].info.status == "FINISHED"
     assert runs[0].data.params == {"model.width": "64"}
@@ -224,6 +226,34 @@ def test_fresh_stores_are_created_once_by_senders_that_start_together(root: Path
         assert_arrived_once(folder, tracking.tracking_uri(root))
         assert (folder / "tracking.log").read_text() == ""
     assert sorted(path.name for path in root.iterdir()) == ["mlflow.db", "mlflow.db.lock", "runs"]
+
+
+def test_one_sender_follows_all_runs_that_change(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That of `unroll repro`. Runs of before are left alone, and what is wrong with one does not hold up the others."""
+    old = a_run(root, "old")
+    train(old, 0, STEPS, 0.1)
+    os.utime(old / "journal.jsonl", (1e9, 1e9))
+    with tracking.all_sent_to_tracker(root, enabled=True) as variables:
+        monkeypatch.setattr(tracking, "start_sender", None)  # stages start none of their own
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        folders = [a_run(root, f"lstm-{number}") for number in range(2)]
+        with tracking.sent_to_tracker(folders[0], root, enabled=True):
+            train(folders[0], 0, STEPS)
+        damaged = a_run(root, "damaged")
+        damaged.mkdir(parents=True)
+        (damaged / "mlflow_run.json").write_text("{")
+        train(damaged, 0, STEPS, 0.1)
+        train(folders[1], 0, STEPS)
+    for folder in folders:
+        assert_arrived_once(folder, tracking.tracking_uri(root))
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert f"MLflow: {STEPS + 3} lines of {damaged}" in said
+    assert "not valid JSON" in said
+    assert tracking.sent_of(old, root) == {}
 
 
 def test_the_sender_of_a_rerun_finds_a_clean_folder_and_keeps_it(
@@ -274,7 +304,7 @@ def test_a_sender_outlives_a_killed_driver_to_say_so(root: Path) -> None:
     assert driver.stdout.readline() == b"ready\n"
     driver.kill()
     driver.wait()
-    wait_for(lambda: tracking._sent(folder, root).get("status") == "KILLED", "the run is not marked as killed")
+    wait_for(lambda: tracking.sent_of(folder, root).get("status") == "KILLED", "the run is not marked as killed")
     assert tracking.unsent(folder) == 0
 
 
@@ -299,7 +329,7 @@ def test_a_sender_killed_before_any_of_its_notes_sends_everything_once(
     class Killed(BaseException):
         pass
 
-    real = tracking._write_json
+    real = unroll.sender._write_json
     left = -1
 
     def write(path: Path, value: Any) -> None:
@@ -309,16 +339,16 @@ def test_a_sender_killed_before_any_of_its_notes_sends_everything_once(
             raise Killed
         real(path, value)
 
-    monkeypatch.setattr(tracking, "_write_json", write)
+    monkeypatch.setattr(unroll.sender, "_write_json", write)
     folder = a_run(root)
     train(folder, 0, STEPS)
-    client = tracking.connect(root)
+    client = connect(root)
     places = 0
     while left <= 0:
         places += 1
         left = places
         (folder / "sent.json").unlink(missing_ok=True)
-        sender = tracking.Sender(folder, root, client)
+        sender = Sender(folder, root, client)
         with contextlib.suppress(Killed):
             sender.send()
             sender.settle()
@@ -405,7 +435,7 @@ def test_a_server_that_comes_back_after_the_end_gets_the_rest(root: Path, door: 
         train(folder, 0, STEPS)
         assert tracking.finish(sender, timeout=0.5) is not None
     door.open()
-    assert tracking.send_pending(root) == tracking.Sent(2, [])
+    assert send_pending(root) == Sent(2, [])
     for folder in folders:
         assert_arrived_once(folder, server.uri)
-    assert tracking.send_pending(root) == tracking.Sent(0, [])
+    assert send_pending(root) == Sent(0, [])

@@ -207,6 +207,17 @@ STUBBORN = {
 }
 
 
+@pytest.mark.parametrize("track", [True, False])
+def test_stages_know_who_sends_their_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, track: bool) -> None:
+    """One process loads MLflow, not one for each stage."""
+    root = write_project(tmp_path, "stages: {say: {cmd: 'echo \"$UNROLL_SENDER $UNROLL_TRACK\" > who', outs: [who]}}")
+    monkeypatch.chdir(root)
+    flag = "--track" if track else "--no-track"
+    subprocess.run([PYTHON, "-m", "unroll", "repro", flag], check=True, env={**os.environ, "UNROLL_TRACK": ""})
+    assert (root / "who").read_text() == (f"{root} 1\n" if track else " 0\n")
+    assert (root / "runs").exists() == track
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_stop_ends_everything_that_stages_started(tmp_path: Path, number: int, code: int) -> None:
     root = write_project(tmp_path, yaml.safe_dump({"stages": STUBBORN}))

@@ -16,6 +16,7 @@ import pytest
 from unroll import tracking
 from unroll.errors import UserError
 from unroll.journal import Journal
+from unroll.sender import RUN_TAG, Sender, Sent, connect, send_pending
 
 IDENTITY = {
     "recipe": "lstm", "task": "language_modeling", "suite": "demo", "seed": 3, "commit": "0123abc", "dataset": "wikitext-2",
@@ -28,7 +29,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Any]
     """A root with an empty store, and a client of it: importing mlflow and creating the tables takes seconds."""
     before = os.environ.pop("MLFLOW_TRACKING_URI", None)
     root = tmp_path_factory.mktemp("root")
-    yield root, tracking.connect(root)
+    yield root, connect(root)
     if before is not None:
         os.environ["MLFLOW_TRACKING_URI"] = before
 
@@ -54,7 +55,7 @@ def folder(root: Path) -> Path:
 
 def send(folder: Path, root: Path, client: Any) -> Any:
     """Everything in the journal, by a sender of its own. Returns the run as the store has it."""
-    sender = tracking.Sender(folder, root, client)
+    sender = Sender(folder, root, client)
     sender.send()
     sender.settle()
     return client.get_run(json.loads((folder / "mlflow_run.json").read_text())["default"])
@@ -137,7 +138,7 @@ def test_a_run_whose_process_is_gone_without_an_end_was_killed(folder: Path, roo
         journal.metrics(1, {"loss": 2.0})
         assert send(folder, root, client).info.status == "RUNNING"
     assert tracking.unsent(folder) == 0
-    assert tracking.send_pending(root).runs == 1  # nothing to send, but an end to tell
+    assert send_pending(root).runs == 1  # nothing to send, but an end to tell
     assert send(folder, root, client).info.status == "KILLED"
 
 
@@ -153,7 +154,7 @@ def test_scores_added_to_a_finished_run_leave_it_finished(folder: Path, root: Pa
 
 
 def test_a_run_begun_anew_under_a_living_sender_is_another_run(folder: Path, root: Path, client: Any) -> None:
-    sender = tracking.Sender(folder, root, client)
+    sender = Sender(folder, root, client)
     with Journal(folder) as journal:
         journal.metrics(1, {"loss": 1.0})
     sender.send()
@@ -177,7 +178,7 @@ def test_a_run_created_twice_by_a_slow_server_is_one_again(folder: Path, root: P
     run = send(folder, root, client)
     before = active_runs(client)
     identity = json.loads((folder / "mlflow_run.json").read_text())["uuid"]
-    client.create_run(run.info.experiment_id, tags={tracking.RUN_TAG: identity})
+    client.create_run(run.info.experiment_id, tags={RUN_TAG: identity})
     send(folder, root, client)
     assert active_runs(client) == before
 
@@ -256,13 +257,13 @@ def test_send_pending_sends_every_run_and_names_a_damaged_one(folder: Path, root
             journal.end("FINISHED")
     with (folders[1] / "journal.jsonl").open("ab") as file:
         file.write(b"}\n")
-    sent = tracking.send_pending(root)
+    sent = send_pending(root)
     assert sent.runs == 3
     assert len(sent.problems) == 1
     assert "gru-1/seed-1/journal.jsonl: damaged at byte" in sent.problems[0]
     assert "gru2 seed 1" in {client.get_run(run).info.run_name for run in active_runs(client)}
     (folders[1] / "journal.jsonl").unlink()
-    assert tracking.send_pending(root) == tracking.Sent(0, [])
+    assert send_pending(root) == Sent(0, [])
 
 
 def test_a_run_deleted_in_mlflow_is_named(folder: Path, root: Path, client: Any) -> None:
@@ -291,7 +292,7 @@ def test_an_unreachable_server_is_one_line_without_passwords(
         address = f"127.0.0.1:{closed.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:secret@{address}")
         with pytest.raises(UserError, match=r"not sent: .*refused.*unroll track") as caught:
-            tracking.send_pending(root)
+            send_pending(root)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -299,10 +300,11 @@ def test_an_unreachable_server_is_one_line_without_passwords(
 DEAD_SERVER = """
 import sys
 from pathlib import Path
-from unroll import tracking
+from unroll.errors import UserError
+from unroll.sender import send_pending
 try:
-    tracking.send_pending(Path(sys.argv[1]))
-except tracking.UserError as error:
+    send_pending(Path(sys.argv[1]))
+except UserError as error:
     print(error)
 print({"torch", "mlflow", "ray"} & set(sys.modules))
 """

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -133,17 +133,19 @@ class Processes:
     """Commands as process groups of this machine.
 
     `threads`: OMP_NUM_THREADS for each, unless it is set already. `inherit`: open files that commands keep open, so that
-    a lock on one of them lasts as long as anything that runs.
+    a lock on one of them lasts as long as anything that runs. `variables`: added to the environment of each.
     """
 
     retries = 0
 
-    def __init__(self, threads: int | None = None, inherit: Sequence[int] = ()) -> None:
-        self.threads, self.inherit = threads, inherit
+    def __init__(
+        self, threads: int | None = None, inherit: Sequence[int] = (), variables: Mapping[str, str] | None = None
+    ) -> None:
+        self.threads, self.inherit, self.variables = threads, inherit, variables or {}
         self.groups: dict[str, Group] = {}
 
     def start(self, command: Command) -> None:
-        environment = with_this_python(command.environment)
+        environment = {**with_this_python(command.environment), **self.variables}
         if self.threads:
             environment.setdefault("OMP_NUM_THREADS", str(self.threads))
         self.groups[command.stage] = Group(command.lines, command.folder, environment, command.log, self.inherit)

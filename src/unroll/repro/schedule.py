@@ -20,6 +20,7 @@ from unroll.errors import UserError
 from unroll.repro.pipeline import LOCK_SECONDS, Busy, Pipeline, StageError, opened
 from unroll.repro.processes import Ended, Processes, Runner
 from unroll.repro.table import Display, State, display
+from unroll.tracking import all_sent_to_tracker
 
 PREEMPTED = 75
 """Exit code of a stage, and of `unroll repro`, that was asked to stop and saved: run it again to go on (EX_TEMPFAIL)."""
@@ -28,11 +29,12 @@ WAIT_SECONDS = 0.2
 LOCK_FILE = "unroll-repro.lock"
 
 
-def repro(targets: Sequence[str], jobs: int | None = None, profile: str | None = None) -> int:
+def repro(targets: Sequence[str], jobs: int | None = None, profile: str | None = None, track: bool = False) -> int:
     """Reproduce `targets` (none: everything) of the project in the working directory; returns the exit code.
 
     `jobs` commands run at a time (1 if None). With a `profile` (cluster/profiles.yaml) they run as Ray tasks instead, as
-    many as the cluster has room for, at most `jobs` if it is given.
+    many as the cluster has room for, at most `jobs` if it is given. With `track` one sender for all of them sends their
+    runs to MLflow; Ray tasks, which may run elsewhere, start their own.
 
     Exit code: 0 all is up to date, 1 a stage failed, 75 stopped by SIGTERM (or every stage that ended badly did so with
     75), 130 stopped by Ctrl-C.
@@ -40,8 +42,9 @@ def repro(targets: Sequence[str], jobs: int | None = None, profile: str | None =
     Raises:
         UserError: no DVC project, an unknown target or profile, a mistake in dvc.yaml, DVC's lock held for too long.
     """
-    with _checkout_lock(Path(".dvc") / "tmp") as lock:
-        runner = _runner(jobs, profile, lock)  # before the signals: Ray sets its own handlers
+    shared = all_sent_to_tracker(Path(), enabled=track and profile is None)
+    with _checkout_lock(Path(".dvc") / "tmp") as lock, shared as variables:
+        runner = _runner(jobs, profile, lock, variables)  # before the signals: Ray sets its own handlers
         with _stop_signals() as asked, opened(targets) as pipeline:
             shown = display(pipeline.order)
             schedule = Schedule(pipeline, runner, shown, jobs or (1 if profile is None else len(pipeline.order)), asked)
@@ -51,13 +54,13 @@ def repro(targets: Sequence[str], jobs: int | None = None, profile: str | None =
         return schedule.exit_code()
 
 
-def _runner(jobs: int | None, profile: str | None, lock: int) -> Runner:
+def _runner(jobs: int | None, profile: str | None, lock: int, variables: dict[str, str]) -> Runner:
     if profile is not None:
         from unroll.repro.ray_tasks import RayTasks
 
         return RayTasks(profile)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Processes(max(1, cores // jobs) if jobs and jobs > 1 else None, inherit=[lock])
+    return Processes(max(1, cores // jobs) if jobs and jobs > 1 else None, [lock], variables)
 
 
 class Schedule:

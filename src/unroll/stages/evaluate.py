@@ -33,7 +33,7 @@ def evaluate(root: Path, name: str, tiny: bool = False, track: bool = True) -> P
     Raises:
         UserError: nothing to compute, an unknown metric or option, predictions missing or damaged.
     """
-    recipe, place = load_recipe(root, name, tiny=tiny), Place(root)
+    recipe, place = load_recipe(root, name, tiny=tiny, model=False), Place(root)
     name = recipe.name
     scores = _available(recipe, place)
     names = list(scores)
