@@ -39,7 +39,7 @@ def until(condition: Callable[[], Any], seconds: float, what: str | Callable[[],
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, what if isinstance(what, str) else what()
-        time.sleep(0.02)
+        time.sleep(0.1)  # the two cores are for those that are awaited
     return found
 
 
@@ -189,11 +189,14 @@ class Training:
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(command, cwd=root, env=environment, stdout=out, stderr=out)
 
-    def steps(self) -> list[tuple[int, float]]:
-        """(step, unix time) of every step that the journal holds, replays included once."""
+    def steps(self, end: int | None = None) -> list[tuple[int, float]]:
+        """(step, unix time) of every step that the journal holds (or its last `end` bytes), replays included once."""
         found = []
         for path in self.root.glob("runs/small-*/seed-1/journal.jsonl"):
-            for line in path.read_text().splitlines():
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - end) if end else 0)
+                lines = file.read().splitlines()
+            for line in lines:
                 with contextlib.suppress(ValueError):
                     entry = json.loads(line)
                     if entry["kind"] == "metrics" and "train/loss" in entry["values"]:
@@ -201,7 +204,8 @@ class Training:
         return found
 
     def last_step(self) -> int:
-        return max((step for step, _ in self.steps()), default=0)
+        """Of its last lines: to parse thousands at every look would take a core from the training."""
+        return max((step for step, _ in self.steps(end=10_000)), default=0)
 
     def wait_for_step(self, step: int, seconds: float = 200) -> None:
         def reached() -> bool:
