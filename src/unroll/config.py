@@ -72,7 +72,9 @@ class Schedule(Strict):
 
 class Optimizer(Strict):
     """The optimiser and what surrounds its step. `averaging`: `ema` keeps an exponential moving average of the weights,
-    `nt_asgd` starts Polyak averaging when validation stops improving (Merity et al. 2018, algorithm 1)."""
+    `nt_asgd` starts Polyak averaging when validation stops improving (Merity et al. 2018, algorithm 1). `ema_ramp`: the
+    average is shorter at first, so that a random start is forgotten; of no use to a phase that starts from good weights.
+    """
 
     name: Literal["adamw", "sgd", "rmsprop"] = "adamw"
     learning_rate: float = Field(gt=0.0)
@@ -83,6 +85,7 @@ class Optimizer(Strict):
     schedule: Schedule = Schedule()
     averaging: Literal["none", "ema", "nt_asgd"] = "none"
     ema_decay: float = Field(0.999, gt=0.0, lt=1.0)
+    ema_ramp: bool = True
     trigger: int = Field(5, ge=1)
 
 

@@ -63,13 +63,14 @@ def test_biases_do_not_decay() -> None:
     assert [(group["weight_decay"], [p.ndim for p in group["params"]]) for group in groups] == [(0.3, [2]), (0.0, [1])]
 
 
-def test_ema_is_the_weighted_mean_of_the_weights_seen() -> None:
+@pytest.mark.parametrize("ramp", [True, False])
+def test_ema_is_the_weighted_mean_of_the_weights_seen(ramp: bool) -> None:
     model = nn.Linear(3, 2)
-    owner = policy(model, averaging="ema", ema_decay=0.9)
+    owner = policy(model, averaging="ema", ema_decay=0.9, ema_ramp=ramp)
     expected = model.weight.detach().clone()
     for step in range(5):
         take_step(model, owner, step)
-        keep = min(0.9, (2 + step) / (11 + step))
+        keep = min(0.9, (2 + step) / (11 + step)) if ramp else 0.9
         expected = keep * expected + (1 - keep) * model.weight.detach()
     live = model.weight.detach().clone()
     with owner.averaged_weights():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from sentence_pairs import lines, prepare_pairs, recipe
 from unroll.data.loader import MASKED
 from unroll.errors import UserError
 from unroll.place import Place
-from unroll.tasks.translation import Task, chosen
+from unroll.tasks.translation import Task, chosen, gleu
 from unroll.training.context import WorkerContext
 from unroll.training.runs import build
 
@@ -138,7 +140,7 @@ def test_a_reference_counts_as_a_word_longer_in_the_reward(place: Place) -> None
     """A candidate that is its reference of n words has BLEU exp(-1/n), and one that leaves its end out much less."""
     from sacrebleu import BLEU
 
-    task, _ = build(recipe(), place)
+    task, _ = build(recipe({"sequence": {"reward": "bleu"}}), place)
     [[batch]] = first_batches(task, 1)
     targets = batch.tensors["targets"]
     words = [BLEU().sentence_score(text, [text]).ref_len for text in map(task.text, targets.tolist())]
@@ -146,3 +148,22 @@ def test_a_reference_counts_as_a_word_longer_in_the_reward(place: Place) -> None
     assert costs.tolist() == pytest.approx([1 - np.exp(-1 / count) for count in words], abs=1e-5)
     cut = torch.where(torch.arange(targets.shape[1]) < 2, targets, MASKED)
     assert (task.costs(cut, targets, len(targets))[:, 0] >= costs - 1e-6).all()
+
+
+def test_gleu_is_the_smaller_of_precision_and_recall_of_all_n_grams() -> None:
+    """Written out as in Wu et al. 2016, section 5.2."""
+    from sacrebleu import BLEU
+
+    def n_grams(text: str) -> Counter[tuple[str, ...]]:
+        words = text.split()
+        return Counter(tuple(words[i : i + n]) for n in range(1, 5) for i in range(len(words) - n + 1))
+
+    draw = random.Random(5)
+    metric = BLEU(effective_order=True)
+    for _ in range(50):
+        text, reference = (" ".join(draw.choices("abc", k=draw.randint(1, 9))) for _ in range(2))
+        ours, theirs = n_grams(text), n_grams(reference)
+        common = (ours & theirs).total()
+        expected = min(common / ours.total(), common / theirs.total())
+        assert gleu(metric.sentence_score(text, [reference])) == pytest.approx(expected)
+    assert gleu(metric.sentence_score("", ["a b"])) == 0.0

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -44,6 +44,30 @@ from unroll.tasks.generation import (
 )
 from unroll.training.context import WorkerContext
 
+if TYPE_CHECKING:
+    from sacrebleu.metrics.bleu import BLEUScore
+
+
+def sentence_bleu(found: BLEUScore) -> float:
+    """BLEU of one sentence, 0 to 1, add-one smoothed (Lin & Och 2004), its reference counting as a word longer: without
+    it the smoothing favours candidates that are too short (Nakov, Guzman & Vogel 2012, "Optimizing for sentence-level
+    BLEU+1 yields short translations")."""
+    from sacrebleu import BLEU
+
+    counted = found.counts, found.totals, found.sys_len, found.ref_len + 1
+    return float(BLEU.compute_bleu(*counted, smooth_method="add-k", smooth_value=1, effective_order=True).score) / 100
+
+
+def gleu(found: BLEUScore) -> float:
+    """GLEU of one sentence (Wu et al. 2016, 1609.08144, section 5.2): the smaller of precision and recall of all
+    n-grams of 1 to 4 tokens together. It favours neither short nor long candidates."""
+    of_reference = sum(max(0, found.ref_len - n) for n in range(4))
+    return float(sum(found.counts)) / max(sum(found.totals), of_reference, 1)
+
+
+REWARDS = {"bleu": sentence_bleu, "gleu": gleu}
+"""By the name in a recipe: what a candidate is worth, 0 to 1, from its counts of n-grams."""
+
 
 class Objective(GenerationObjective):
     """Beside what all have: `subword_dropout`: probability that a merge of the BPE is left out. `validation`: what is
@@ -54,8 +78,8 @@ class Objective(GenerationObjective):
 
     @model_validator(mode="after")
     def known_reward(self) -> Self:
-        if self.sequence is not None and self.sequence.reward != "bleu":
-            raise ValueError(f"sequence.reward: found {self.sequence.reward!r}, translation knows bleu")
+        if self.sequence is not None and self.sequence.reward not in REWARDS:
+            raise ValueError(f"sequence.reward: found {self.sequence.reward!r}, translation knows {', '.join(REWARDS)}")
         return self
 
 
@@ -125,25 +149,16 @@ class Task(GenerationTask):
         return super().total_steps(seed)
 
     def costs(self, candidates: Tensor, targets: Tensor, sources: int) -> Tensor:
-        """1 - BLEU of candidates [B*K,T] against targets [B,T'], as texts: [B,K].
-
-        Add-one smoothed (Lin & Och 2004), with references that count as a word longer: without it the smoothing favours
-        candidates that are too short (Nakov, Guzman & Vogel 2012, "Optimizing for sentence-level BLEU+1 yields short
-        translations").
-        """
+        """1 - reward of candidates [B*K,T] against targets [B,T'], as texts: [B,K]."""
         from sacrebleu import BLEU
 
         metric = BLEU(effective_order=True, lowercase=self.manifest["lowercase"])
-
-        def score(text: str, reference: str) -> float:
-            found = metric.sentence_score(text, [reference])
-            counted = found.counts, found.totals, found.sys_len, found.ref_len + 1
-            return BLEU.compute_bleu(*counted, smooth_method="add-k", smooth_value=1, effective_order=True).score
-
+        assert self.objective.sequence is not None
+        reward = REWARDS[self.objective.sequence.reward]
         references, texts = ([self.text(row) for row in rows.tolist()] for rows in (targets, candidates))
         count = len(texts) // len(references)
-        scores = [score(text, references[i // count]) for i, text in enumerate(texts)]
-        return 1 - torch.tensor(scores).view(-1, count).to(targets.device) / 100
+        scores = [reward(metric.sentence_score(text, [references[i // count]])) for i, text in enumerate(texts)]
+        return 1 - torch.tensor(scores).view(-1, count).to(targets.device)
 
     @torch.no_grad()
     def validate(self, model: Any, context: WorkerContext) -> float:

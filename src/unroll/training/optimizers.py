@@ -100,8 +100,8 @@ class OptimizerPolicy:
             return
         self.averaged_steps += 1
         if self.config.averaging == "ema":
-            # The cap grows with the steps taken, so that the random start is forgotten early.
-            keep = min(self.config.ema_decay, (1 + self.averaged_steps) / (10 + self.averaged_steps))
+            ramp = (1 + self.averaged_steps) / (10 + self.averaged_steps)
+            keep = min(self.config.ema_decay, ramp) if self.config.ema_ramp else self.config.ema_decay
         else:
             keep = 1 - 1 / self.averaged_steps
         torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], 1 - keep)
