@@ -362,8 +362,15 @@ class Senders:
         self.said: set[str] = set()
 
     def send(self) -> None:
+        """Every run has its turn, also after one that the store does not take."""
+        failed: Exception | None = None
         for folder in changed_runs(self.root, self.since):
-            self._act(folder, Sender.send)
+            try:
+                self._act(folder, Sender.send)
+            except _outages() as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     def settle(self) -> None:
         for folder in self.senders:
