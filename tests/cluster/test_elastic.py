@@ -104,6 +104,21 @@ def test_two_one_two_workers_in_mid_epoch(tmp_path: Path, cluster: RayCluster) -
         assert losses[0][first : first + 200] == pytest.approx(losses[1][first : first + 200], rel=1e-5)
 
 
+def test_the_next_command_takes_over_what_a_killed_driver_had_reserved(tmp_path: Path, cluster: RayCluster) -> None:
+    """Ray keeps machines for an elastic group until its reservation expires; nobody is left to give it back."""
+    project = Project(tmp_path, cluster, {**TRAIN, "steps": 100_000}, workers=[1, 2])
+    killed = project.start()
+    killed.wait_for_step(60)
+    killed.stop()
+    seen = len(killed.text())
+    training = project.start()
+    try:
+        until(lambda: "resumed at step" in training.text()[seen:], 150, training.text)
+        assert "Deciding NOT to start" not in training.text()[seen:]
+    finally:
+        training.stop()
+
+
 def assert_every_token_once(steps: dict[int, list[dict[str, Any]]], project: Project) -> None:
     """In each epoch that was done in full, each row of each window once, whatever the size of the group."""
     tokens = load_manifest(project.place.data("own"))["splits"]["train"]["tokens"]

@@ -26,6 +26,7 @@ import time
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -58,7 +59,8 @@ LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if sys.platf
 
 HANG_SECONDS = {False: 20, True: 300}
 """How long a sum may take before its group is given up, without and with GPUs, where the first steps compile."""
-RESERVED_SECONDS = 60
+RESERVED_SECONDS, RENEWED_SECONDS = 30, 5
+"""For how long an elastic group reserves its machines, and how often it renews that. It cannot while a group starts."""
 RESIZE_SECONDS = 10.0
 """How often an elastic group looks whether the cluster has room for more workers."""
 
@@ -137,7 +139,8 @@ def launch(recipe: Recipe, seed: int, place: Place, profile: Profile) -> dict[st
     if profile.address == "local":
         os.environ.update({name: value for name, value in LOCAL_SETTINGS.items() if name not in os.environ})
     if workers != 0:
-        trainer = _adjusted(trainer, dashboard=start_ray(profile), own=profile.address == "local")
+        run = str(place.run(recipe, seed).resolve())
+        trainer = _adjusted(trainer, run, dashboard=start_ray(profile), own=profile.address == "local")
     stop_file = place.run(recipe, seed) / "stop"
     with on_notice(lambda: _ask_to_stop(stop_file), profile.notice_file, profile.notice_signal):
         while True:
@@ -173,12 +176,14 @@ def _fit(trainer: Any) -> dict[str, Any]:
     return outcome
 
 
-def _adjusted(trainer: Any, dashboard: bool, own: bool) -> Any:
+def _adjusted(trainer: Any, run: str, dashboard: bool, own: bool) -> Any:
     """The trainer with changes that Ray has no settings for, made where its controller runs.
 
     - The group's end waits 5 s, not 30 s, for workers that do not answer: they may be hung or lost.
-    - What an elastic group reserves expires after a minute, not three, if nobody renews it: the reservation of a driver
-      that was killed would keep its successor waiting. Ray renews it every 20 s.
+    - What an elastic group reserves belongs to its run, so that the next command for the run takes over what a driver
+      that was killed has left, and it expires after half a minute, not three: until then nobody else has it.
+    - An elastic group does not count on machines that have gone or are to be taken away: it would wait 20 s in vain for
+      workers there, as reservations are made anew at times only.
     - No manager of Ray's data sets, and on a cluster of one's own no coordinator of requests for more machines: each is
       a process that has nothing to do, yet wakes a hundred times a second.
     - Without a dashboard no placement group cleaner, an actor that outlives the controller to free its resources. It
@@ -190,10 +195,24 @@ def _adjusted(trainer: Any, dashboard: bool, own: bool) -> Any:
     class Settings(base):
         def after_controller_start(self, train_run_context: Any) -> None:
             os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
-            policy = "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client"
-            import_module(policy).AUTOSCALING_REQUESTS_EXPIRE_TIME_S = RESERVED_SECONDS  # type: ignore[attr-defined]
 
-    fixed: Any = import_module("ray.train.v2._internal.execution.scaling_policy").FixedScalingPolicy
+    policies: Any = import_module("ray.train.v2._internal.execution.scaling_policy")
+    fixed: Any = policies.FixedScalingPolicy
+    elastic: Any = policies.ElasticScalingPolicy
+
+    class Elastic(elastic):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            client: Any = import_module(f"{policies.__name__}.autoscaling_coordinator_client")
+            client.AUTOSCALING_REQUESTS_EXPIRE_TIME_S = RESERVED_SECONDS
+            client.AUTOSCALING_REQUESTS_INTERVAL_S = RENEWED_SECONDS
+            super().after_controller_start(SimpleNamespace(run_id=run))  # all that it reads
+
+        def _count_possible_workers(self, reserved_resources: Any) -> int:
+            state = import_module("ray._private.state").state
+            alive = {node["NodeID"] for node in state.node_table() if node["Alive"]} - {*state.get_draining_nodes()}
+            return int(
+                super()._count_possible_workers({n: reserved_resources[n] for n in alive & {*reserved_resources}})
+            )
 
     class Alone(fixed):
         def after_controller_start(self, train_run_context: Any) -> None:
@@ -204,7 +223,9 @@ def _adjusted(trainer: Any, dashboard: bool, own: bool) -> Any:
 
     class Trainer(trainer):
         def _initialize_and_run_controller(self, scaling_policy: Any, **settings: Any) -> Any:
-            if own and isinstance(scaling_policy, fixed):
+            if isinstance(scaling_policy, elastic):
+                scaling_policy = Elastic(scaling_policy.scaling_config)
+            elif own:
                 scaling_policy = Alone(scaling_policy.scaling_config)
             return super()._initialize_and_run_controller(scaling_policy=scaling_policy, **settings)
 
