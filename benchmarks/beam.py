@@ -2,11 +2,13 @@
 
     python benchmarks/beam.py               a minute
     python benchmarks/beam.py --batch 1     one sentence at a time
+    python benchmarks/beam.py --recipe multi30k_attention   a translator that is trained, on its test split
 
-The model is `models/seq2seq.py` of the size at which JoeyNMT is compared, with random weights: bi-directional
+Without a recipe the model is `models/seq2seq.py` of the size at which JoeyNMT is compared, with random weights: bi-directional
 LSTM-256, LSTM-256 decoder with general attention and input feeding, vocabularies of 8,000. 100 sentences of 13 tokens
 are decoded to the limit of 15 tokens: a model with random weights ends none before, so both searches take as many
-steps, and the beam gains nothing from sentences that are done early.
+steps, and the beam gains nothing from sentences that are done early. A trained model ends them, and both searches put
+them away; its split, batch and beam are those of the recipe, with other widths.
 
 The searches take turns; "times greedy" is the median over the turns of the ratio within a turn, reading the source
 included. Time is this process's own processor time on one thread, so what else the machine does counts little. "search"
@@ -19,14 +21,19 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from unroll.config import check, load_part, load_recipe
 from unroll.decoding.beam import BeamOptions, beam_search
 from unroll.decoding.conditional import greedy
 from unroll.memory import keep_freed_memory
 from unroll.models.seq2seq import Config, Model
+from unroll.place import Place
+from unroll.training.runs import load_model
 
 SENTENCES, LENGTH, LIMIT, VOCABULARY = 100, 13, 15, 8_000
 WIDTHS = [0, 1, 5, 10]  # 0: greedy
@@ -36,7 +43,7 @@ GOAL = {5: 3.0}
 class TimedModel:
     """The model, and the processor seconds spent inside it."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Any) -> None:
         self.model, self.vocabulary, self.seconds = model, model.vocabulary, 0.0
 
     def timed(self, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -55,36 +62,72 @@ class TimedModel:
         return self.timed(self.model.step, tokens, memory, state)
 
 
-def decode(model: Model, source: torch.Tensor, batch: int, width: int) -> tuple[float, float]:
-    """Processor seconds in all, and of those the ones outside the model."""
-    timed, options = TimedModel(model), BeamOptions(width=max(1, width), longest=LIMIT)
-    start = time.process_time()
-    for rows in source.split(batch):
-        memory = timed.encode({"source": rows, "source_lengths": torch.full((len(rows),), LENGTH)})
-        if width:
-            beam_search(timed, memory, options)
-        else:
-            greedy(timed, memory, options)
-    seconds = time.process_time() - start
-    return seconds, seconds - timed.seconds
+class Inputs:
+    """In place of a model: what a task gives it to read is kept as it is."""
+
+    reads = "text"
+
+    def encode(self, inputs: Any) -> Any:
+        return inputs
+
+
+@dataclass
+class Work:
+    """A model, what it reads batch by batch, and how it is decoded."""
+
+    model: Any
+    batches: list[Any]
+    options: BeamOptions
+    sentences: int
+
+    def decode(self, width: int) -> tuple[float, float]:
+        """Processor seconds in all, and of those the ones outside the model. Width 0 is greedy decoding."""
+        timed, options = TimedModel(self.model), self.options.model_copy(update={"width": max(1, width)})
+        start = time.process_time()
+        for inputs in self.batches:
+            memory = timed.encode(inputs)
+            if width:
+                beam_search(timed, memory, options)
+            else:
+                greedy(timed, memory, options)
+        seconds = time.process_time() - start
+        return seconds, seconds - timed.seconds
+
+
+def untrained(batch: int) -> Work:
+    """Random sentences for a model with random weights."""
+    torch.manual_seed(0)
+    config = Config(attention="general", input_feeding=True)
+    model = Model(config, {"source": VOCABULARY, "target": VOCABULARY})
+    source = torch.randint(0, VOCABULARY - 2, (SENTENCES, LENGTH))
+    batches = [{"source": rows, "source_lengths": torch.full((len(rows),), LENGTH)} for rows in source.split(batch)]
+    return Work(model.eval(), batches, BeamOptions(longest=LIMIT), SENTENCES)
+
+
+def trained(name: str) -> Work:
+    """The split that a recipe predicts, for the model of its first seed."""
+    recipe, place = load_recipe(Path(), name), Place(Path())
+    part = load_part("tasks", recipe.task, f"recipes.{name}.task")
+    task = part.Task(recipe, place.data(recipe.dataset))
+    _, model = load_model(place.model(recipe, recipe.seeds[0]))
+    options = check(part.Prediction, recipe.predict, f"recipes.{name}.predict")
+    found = list(task.memories(Inputs(), options.split, options.batch, torch.device("cpu")))
+    return Work(model.eval(), [inputs for _, inputs in found], options.beam, sum(len(samples) for samples, _ in found))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=SENTENCES, help="sentences decoded at once (all)")
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--recipe", help="a trained recipe; its split, batch and beam instead")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    torch.manual_seed(0)
-    config = Config(attention="general", input_feeding=True)
-    model = Model(config, {"source": VOCABULARY, "target": VOCABULARY}).eval()
-    source = torch.randint(0, VOCABULARY - 2, (SENTENCES, LENGTH))
+    work = trained(arguments.recipe) if arguments.recipe else untrained(arguments.batch)
     print(f"{'precision':<10} {'width':<7} {'sentences/s':>11} {'times greedy':>13} {'search':>7}")
     for precision in (torch.float32, torch.bfloat16):
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
-            every = [[decode(model, source, arguments.batch, width) for width in WIDTHS]
-                     for _ in range(arguments.turns + 1)][1:]  # fmt: skip
+            every = [[work.decode(width) for width in WIDTHS] for _ in range(arguments.turns + 1)][1:]
         for number, width in enumerate(WIDTHS):
             seconds, outside = zip(*(turn[number] for turn in every), strict=True)
             ratio = statistics.median(turn[number][0] / turn[0][0] for turn in every)
@@ -92,7 +135,7 @@ def main() -> None:
             name = f"beam {width}" if width else "greedy"
             goal = f"   goal <= {GOAL[width]:.0f}" if width in GOAL else ""
             print(f"{str(precision).removeprefix('torch.'):<10} {name:<7} "
-                  f"{SENTENCES / statistics.median(seconds):>11.0f} {ratio:>13.2f} {share:>6.0%}{goal}", flush=True)  # fmt: skip
+                  f"{work.sentences / statistics.median(seconds):>11.0f} {ratio:>13.2f} {share:>6.0%}{goal}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

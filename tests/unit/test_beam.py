@@ -288,8 +288,9 @@ def test_continuations_against_sorting_everything(vocabulary: int, width: int, m
         assert bool(((tokens >= 0) & (tokens < vocabulary)).all())
 
 
-def test_top_takes_the_first_of_equal_values() -> None:
-    values = torch.randint(0, 4, (50, 30)).double()
+@pytest.mark.parametrize("equal", [True, False])
+def test_top_takes_the_first_of_equal_values(equal: bool) -> None:
+    values = torch.randint(0, 4, (50, 30)).double() if equal else torch.randn(50, 30).double()
     values[:, ::7] = -torch.inf
     for count in (1, 5, 30):
         best, indices = top(values, count)

@@ -94,10 +94,14 @@ def beam_search(
 def top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest of each row and their indices [B,M] -> [B,count] twice; of equal ones the first come first.
 
-    `torch.topk` does not say which of equal ones it takes, and sorting all of a row takes ten times as long.
+    `torch.topk` does not say which of equal ones it takes, and sorting all of a row takes ten times as long. So its
+    answer is taken where no two of it are equal, nor the worst of it and the best that it left.
     """
     length = values.shape[1]
-    worst = values.topk(count).values[:, -1:]  # [B,1]
+    found, indices = values.topk(min(count + 1, length))  # [B,count+1]
+    if not bool((found[:, 1:] == found[:, :-1]).any()):
+        return found[:, :count], indices[:, :count]
+    worst = found[:, count - 1 : count]  # [B,1]
     group = (values >= worst).int() + (values > worst)  # [B,M] 2: surely taken, 1: as good as the worst taken, 0: not
     keys = group.mul_(length).add_(torch.arange(length, 0, -1, dtype=torch.int32, device=values.device))
     indices = keys.topk(count).indices.sort(1).values  # [B,count] no two keys of a row are equal
