@@ -13,7 +13,7 @@ from ray_cluster import SEED, Project, RayCluster, Training, trials, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.fault]
 INTERVAL = 40
-KILLS_A_RUN = 5
+KILLS_A_RUN = 10
 TRAIN = {
     "batch": 6,
     "steps": 3000,

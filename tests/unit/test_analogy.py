@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from unroll.losses.analogy import missing_pairs, total_loss_without
+from unroll.losses.analogy import losses_without, missing_pairs, total_loss_without
 
 WORDS = ["a", "red", "green", "blue", "star", "ring", "box", "is", "left", "of", "here"]
 NUMBER = {word: number for number, word in enumerate(WORDS)}
@@ -52,3 +52,18 @@ def test_a_target_counts_even_where_its_pair_was_held_to_be_missing() -> None:
     missing = torch.ones(3, 3, dtype=torch.bool)
     scores = torch.zeros(1, 3).log_softmax(-1)
     assert total_loss_without(missing, scores, torch.tensor([0]), torch.tensor([1])).item() == pytest.approx(0.0)
+
+
+def test_of_drawn_captions_a_missing_pair_says_nothing_and_the_rest_leaves_the_missing_out() -> None:
+    missing = torch.zeros(4, 4, dtype=torch.bool)
+    missing[1, 2] = True
+    logits = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
+    tokens, targets = torch.tensor([1, 1, 0, 1]), torch.tensor([2, 3, 2, -1])
+    losses = losses_without(missing, logits.log_softmax(-1), tokens, targets)
+    assert losses[[0, 3]].tolist() == [0.0, 0.0]
+    assert losses[1].item() == pytest.approx(-logits[1, [0, 1, 3]].log_softmax(-1)[2].item())
+    assert losses[2].item() == pytest.approx(-logits[2].log_softmax(-1)[2].item())
+    losses.sum().backward()
+    assert logits.grad is not None
+    assert not logits.grad[[0, 3]].any()
+    assert logits.grad[1, 2].abs() < 1e-12

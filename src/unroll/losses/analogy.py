@@ -56,3 +56,13 @@ def total_loss_without(missing: Tensor, log_probabilities: Tensor, tokens: Tenso
     left_out = left_out.scatter(1, targets.clamp_min(0)[:, None], False)
     scores = log_probabilities.masked_fill(left_out, -torch.inf)
     return F.cross_entropy(scores, targets, ignore_index=-1, reduction="sum")
+
+
+def losses_without(missing: Tensor, log_probabilities: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+    """As `total_loss_without`, but each by itself [N], and 0 where the target is missing after its token: what a model has
+    drawn may hold such pairs, and that no picture of training rewards them is no news."""
+    left_out = missing[tokens]  # [N,V]
+    wanted = targets.clamp_min(0)[:, None]  # [N,1]
+    drawn = left_out.gather(1, wanted)[:, 0]  # [N]
+    scores = log_probabilities.masked_fill(left_out.scatter(1, wanted, False), -torch.inf)
+    return F.cross_entropy(scores, targets, ignore_index=-1, reduction="none").masked_fill(drawn, 0.0)

@@ -18,7 +18,8 @@ workers, those of a beam do not.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -79,7 +80,18 @@ def candidates(model: Decodable, memory: State, options: SequenceObjective) -> t
     return drawn, as_targets([hypothesis.tokens for hypothesis in best], last).to(drawn.device)
 
 
-def candidate_scores(model: ConditionalGenerator, memory: State, targets: Tensor) -> Tensor:
+def plain_losses(model: Any, hidden: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+    """-log p of `targets` [N] given `hidden` [N,D], after `tokens` [N] were read: [N]."""
+    losses: Tensor = model.output.log_loss(hidden, targets)
+    return losses
+
+
+TokenLosses = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+
+
+def candidate_scores(
+    model: ConditionalGenerator, memory: State, targets: Tensor, token_losses: TokenLosses = plain_losses
+) -> Tensor:
     """Mean log-probability of a token of each candidate `targets` [B*K,T], with gradients: [B,K]."""
     sources = len(memory["mask"])
     count = len(targets) // sources
@@ -87,7 +99,8 @@ def candidate_scores(model: ConditionalGenerator, memory: State, targets: Tensor
         opening = torch.full_like(targets[:, :1], bos(model.vocabulary))
         tokens = torch.cat([opening, targets[:, :-1].clamp_min(0)], 1)  # [B*K,T]
         output = model(tokens, memory, expand_rows(model.initial_state(memory), count))
-    losses = model.output.log_loss(output.hidden.flatten(0, 1), targets.flatten()).view_as(targets)  # [B*K,T]
+    losses = token_losses(model, output.hidden.flatten(0, 1), tokens.flatten(), targets.flatten())
+    losses = losses.view_as(targets)  # [B*K,T]
     lengths = (targets >= 0).sum(1)
     return (-losses.sum(1) / lengths).view(sources, count)
 

@@ -35,7 +35,7 @@ from unroll.decoding.beam import BeamOptions, beam_search
 from unroll.decoding.conditional import Hypothesis, LengthOptions, greedy
 from unroll.errors import UserError
 from unroll.layers.generator import GeneratorOutput, eos
-from unroll.losses.analogy import missing_pairs, total_loss_without
+from unroll.losses.analogy import losses_without, missing_pairs, total_loss_without
 from unroll.losses.cider import Cider
 from unroll.progress import progress
 from unroll.tasks.base import State
@@ -163,6 +163,12 @@ class Task(GenerationTask):
             return super().log_loss(model, hidden, tokens, targets)
         scores = model.output.log_probabilities(hidden)  # [N,V]
         return total_loss_without(self.missing.to(tokens.device), scores, tokens, targets)
+
+    def token_losses(self, model: Any, hidden: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+        if not self.objective.spare_missing:
+            return super().token_losses(model, hidden, tokens, targets)
+        scores = model.output.log_probabilities(hidden)  # [N,V]
+        return losses_without(self.missing.to(tokens.device), scores, tokens, targets)
 
     def extra_losses(self, model: Any, output: GeneratorOutput, targets: Tensor) -> Tensor | float:
         options, extra = self.objective, torch.zeros((), device=targets.device)

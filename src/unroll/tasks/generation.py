@@ -27,7 +27,7 @@ from unroll.decoding.conditional import expand_rows
 from unroll.errors import UserError
 from unroll.layers.dropout import draw_mask, several_for_each_row
 from unroll.layers.generator import GeneratorOutput, bos, eos
-from unroll.losses.sequence import SequenceObjective, candidate_scores, candidates, sequence_loss
+from unroll.losses.sequence import SequenceObjective, candidate_scores, candidates, plain_losses, sequence_loss
 from unroll.tasks.base import Loss, State
 from unroll.training.context import WorkerContext
 
@@ -120,6 +120,10 @@ class GenerationTask:
         total: Tensor = model.output.total_log_loss(hidden, targets, smoothing)
         return total
 
+    def token_losses(self, model: Any, hidden: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+        """`log_loss` of each token of a candidate: [N]."""
+        return plain_losses(model, hidden, tokens, targets)
+
     def extra_losses(self, model: Any, output: GeneratorOutput, targets: Tensor) -> Tensor | float:
         """What is differentiated beside the loss, a sum over target tokens."""
         return 0.0
@@ -136,7 +140,8 @@ class GenerationTask:
         sources = len(memory["mask"])
         costs = self.costs(found, tensors["targets"], sources)  # [B,K]
         baseline = None if baseline is None else self.costs(baseline, tensors["targets"], sources)  # [B,1]
-        losses = sequence_loss(candidate_scores(model, memory, found), costs, options, baseline)  # [B]
+        scores = candidate_scores(model, memory, found, self.token_losses)  # [B,K]
+        losses = sequence_loss(scores, costs, options, baseline)  # [B]
         return (losses * (tensors["targets"] >= 0).view(len(losses), -1).sum(1)).sum()
 
     def costs(self, candidates: Tensor, targets: Tensor, sources: int) -> Tensor:
