@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from unroll.errors import UserError
 from unroll.pictures._photos import photo, show, wrapped
+from unroll.pictures._png import write_png
 
 ACROSS, MOST = 4, 40
 
@@ -36,4 +37,4 @@ def draw(data: dict[str, Any], folder: Path, out: Path) -> None:
         ax.set_title(f"{wrapped(item['caption'], 34) or '(nothing)'}", fontsize=9)
         below = f"{wrapped(item['reference'], 36)}\nCIDEr-D {item['score']:.2f}"
         ax.set_xlabel(below, fontsize=8, color="#666666")
-    figure.savefig(out, format="png", metadata={"Software": None})
+    write_png(figure, out)

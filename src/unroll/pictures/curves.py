@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from unroll.errors import UserError
+from unroll.pictures._png import write_png
 
 LARGEST = 100_000
 """Points of a curve; more are no picture."""
@@ -54,7 +55,7 @@ def draw(data: dict[str, Any], folder: Path, out: Path) -> None:
     ax.set_axisbelow(True)
     if any(curve.get("label") for curve in curves):
         ax.legend(fontsize=8, frameon=False)
-    figure.savefig(out, format="png", metadata={"Software": None})
+    write_png(figure, out)
 
 
 def _plain(label: object) -> str:

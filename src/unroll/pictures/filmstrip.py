@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from unroll.errors import UserError
 from unroll.pictures._photos import photo, show, wrapped
+from unroll.pictures._png import write_png
 
 MOST = 32
 
@@ -55,4 +56,4 @@ def draw_frames(
     figure.suptitle(wrapped(caption, 14 * len(frames)), fontsize=11)
     if reference:
         figure.supxlabel(f"a person: {wrapped(reference, 16 * len(frames))}", fontsize=9, color="#666666")
-    figure.savefig(out, format="png", metadata={"Software": None})
+    write_png(figure, out)

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from unroll.errors import UserError
+from unroll.pictures._png import write_png
 
 INCHES_PER_CELL = 0.16
 LARGEST = 200_000
@@ -49,7 +50,7 @@ def draw(data: dict[str, Any], folder: Path, out: Path) -> None:
     axes = figure.subplots(*shape, squeeze=False, gridspec_kw=ratios)
     for ax, panel, table, width in zip(axes.flat, panels, tables, widths, strict=True):
         _panel(ax, panel, table, width / table.shape[1])
-    figure.savefig(out, format="png", metadata={"Software": None})
+    write_png(figure, out)
 
 
 def _table(values: Any, number: int) -> np.ndarray:

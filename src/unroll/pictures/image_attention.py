@@ -15,6 +15,7 @@ from PIL import Image
 
 from unroll.errors import UserError
 from unroll.pictures._photos import photo, show, wrapped
+from unroll.pictures._png import write_png
 
 ACROSS, MOST = 6, 60
 
@@ -49,7 +50,7 @@ def draw_pixels(pixels: np.ndarray, words: list[str], weights: Any, reference: s
         ax.set_title(wrapped(word, 20, 1), fontsize=11)
     if reference:
         figure.supxlabel(f"a person: {wrapped(reference, 110)}", fontsize=9, color="#666666")
-    figure.savefig(out, format="png", metadata={"Software": None})
+    write_png(figure, out)
 
 
 def lit(pixels: np.ndarray, weights: np.ndarray) -> np.ndarray:

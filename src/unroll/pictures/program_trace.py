@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from unroll.errors import UserError
+from unroll.pictures._png import write_png
 
 COLOURS = ["#4c72b0", "#dd8452", "#c44e52", "#55a868", "#8172b3", "#937860"]
 MOST_STEPS = 400
@@ -47,7 +48,7 @@ def draw(data: dict[str, Any], folder: Path, out: Path) -> None:
     axes.tick_params(labelsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    figure.savefig(out, format="png", metadata={"Software": None})
+    write_png(figure, out)
 
 
 def _bar(axes: Axes, call: dict[str, Any], steps: int, colour: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from unroll.errors import UserError
+from unroll.pictures._png import write_png
 
 
 def draw(data: dict[str, Any], folder: Path, out: Path) -> None:
@@ -36,4 +37,4 @@ def draw(data: dict[str, Any], folder: Path, out: Path) -> None:
     axes.tick_params(labelsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    figure.savefig(out, format="png", metadata={"Software": None})
+    write_png(figure, out)

@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from unroll.errors import UserError
+from unroll.pictures._png import write_png
 
 
 def draw(data: dict[str, Any], folder: Path, out: Path) -> None:
@@ -32,4 +33,4 @@ def draw(data: dict[str, Any], folder: Path, out: Path) -> None:
     ax.invert_yaxis()
     ax.set_xlabel(f"error in %; above {failed:g} % a task has failed", fontsize=9)
     ax.tick_params(labelsize=8, length=2)
-    figure.savefig(out, format="png", metadata={"Software": None})
+    write_png(figure, out)

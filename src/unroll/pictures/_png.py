@@ -1,0 +1,13 @@
+"""How every kind writes its figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+def write_png(figure: Figure, out: Path) -> None:
+    """Draw and write. `Figure.savefig` draws twice, the first time to find what is on the edge, which nobody asks for."""
+    FigureCanvasAgg(figure).print_png(out, metadata={"Software": None})
