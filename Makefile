@@ -41,7 +41,7 @@ test-all: $(STAMP) ## everything, learning thresholds and all faults too
 
 # What it needs beside `make setup`: root and Debian's iproute2 (two hosts), slurm-wlm and munge (Slurm); in the environment
 # '.[cluster]' (submit) and 'moto[server]' dvc-s3 (object store). What is missing is skipped, with the reason. TRIALS: per
-# cent of the full number of kills and stops (20 workers, 10 nodes, ...); half of them take 24 minutes, all of them ten more.
+# cent of the full number of kills and stops (20 workers, 10 nodes, ...); half of them take 24 minutes on two cores.
 TRIALS ?= 50
 test-cluster: $(STAMP) ## faults on a Ray cluster of two nodes, two hosts, Slurm: on a quiet machine
 	UNROLL_TRIALS=$(TRIALS) $(BIN)/python -m pytest tests -m cluster -rs -s --durations=12

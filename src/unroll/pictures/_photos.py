@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
 from unroll.errors import UserError
@@ -31,12 +32,22 @@ def photo(folder: Path, name: Any) -> np.ndarray:
         raise UserError(f"picture {name!r}: no image: {error}") from None
 
 
-def show(ax: Axes, pixels: np.ndarray) -> None:
-    """A photograph without a frame; its axes still have room for text above and below."""
-    ax.imshow(pixels, interpolation="lanczos" if max(pixels.shape[:2]) < 200 else "antialiased")
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.spines[:].set_visible(False)
+def sheet(width: float, height: float) -> tuple[Figure, Axes]:
+    """A blank page in inches, from its left upper corner. An axes for each picture would take ten times what the picture
+    does."""
+    figure = Figure(figsize=(width, height), dpi=100)
+    page = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    page.set_axis_off()
+    return figure, page
+
+
+def show(page: Axes, pixels: np.ndarray, left: float, top: float, size: float) -> None:
+    """A photograph, as large as a square of this size takes it, in the middle of that."""
+    height, width = pixels.shape[:2]
+    wide, high = size * width / max(height, width), size * height / max(height, width)
+    left, top = left + (size - wide) / 2, top + (size - high) / 2
+    page.imshow(pixels, aspect="auto", extent=(left, left + wide, top + high, top),
+                interpolation="lanczos" if max(height, width) < 200 else "antialiased")  # fmt: skip
 
 
 def wrapped(text: str, width: int, lines: int = 3) -> str:

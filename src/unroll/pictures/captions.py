@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from unroll.errors import UserError
-from unroll.pictures._photos import photo, show, wrapped
+from unroll.pictures._photos import photo, sheet, show, wrapped
 from unroll.pictures._png import write_png
 
 ACROSS, MOST = 4, 40
+WIDE, HIGH, SIZE, ABOVE = 2.7, 3.75, 2.4, 0.66
+"""Of a cell, its picture and the caption above that, in inches."""
 
 
 def draw(data: dict[str, Any], folder: Path, out: Path) -> None:
@@ -28,13 +28,13 @@ def draw(data: dict[str, Any], folder: Path, out: Path) -> None:
         raise UserError(f"found {len(items)} captions, 1 to {MOST} can be drawn")
     across = min(ACROSS, len(items))
     down = -(-len(items) // across)
-    figure = Figure(figsize=(2.7 * across, 3.6 * down), dpi=100, layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False)
-    for ax in axes.flat[len(items) :]:
-        ax.set_axis_off()
-    for ax, item in zip(axes.flat, items, strict=False):
-        show(ax, photo(folder, item["file"]))
-        ax.set_title(f"{wrapped(item['caption'], 34) or '(nothing)'}", fontsize=9)
+    figure, page = sheet(WIDE * across, HIGH * down)
+    for number, item in enumerate(items):
+        left, top = WIDE * (number % across), HIGH * (number // across)
+        middle = left + WIDE / 2
+        show(page, photo(folder, item["file"]), middle - SIZE / 2, top + ABOVE, SIZE)
+        caption = wrapped(item["caption"], 34) or "(nothing)"
+        page.text(middle, top + ABOVE - 0.06, caption, fontsize=9, ha="center", va="bottom")
         below = f"{wrapped(item['reference'], 36)}\nCIDEr-D {item['score']:.2f}"
-        ax.set_xlabel(below, fontsize=8, color="#666666")
+        page.text(middle, top + ABOVE + SIZE + 0.06, below, fontsize=8, color="#666666", ha="center", va="top")
     write_png(figure, out)

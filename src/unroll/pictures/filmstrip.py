@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.colors import Normalize
 
 from unroll.errors import UserError
-from unroll.pictures._photos import photo, show, wrapped
+from unroll.pictures._photos import photo, sheet, show, wrapped
 from unroll.pictures._png import write_png
 
 MOST = 32
+FRAME, GAP, WORD = 1.15, 0.03, 0.22
+"""Of a frame, around it, and the height of a word, in inches."""
 
 
 def draw(data: dict[str, Any], folder: Path, out: Path) -> None:
@@ -42,18 +44,27 @@ def draw_frames(
                 f"found weights of shape {table.shape}, ({len(words)} words, {len(frames)} frames or their regions) is drawn"
             )
         table = table.reshape(len(words), len(frames), -1).sum(-1)  # [T,F]
-    heights = [1.2] if table is None else [1.2, 0.22 * len(words)]
-    figure = Figure(figsize=(1.15 * len(frames) + 1.2, sum(heights) + 0.9), dpi=100, layout="constrained")
-    axes = figure.subplots(len(heights), len(frames), squeeze=False, gridspec_kw={"height_ratios": heights})
-    for number, (ax, pixels) in enumerate(zip(axes[0], frames, strict=True)):
-        show(ax, pixels)
-        ax.set_title(str(number + 1), fontsize=8, color="#666666")
+    title, below = wrapped(caption, 14 * len(frames)), wrapped(reference, 16 * len(frames))
+    above = 0.35 + 0.2 * (title.count("\n") + 1)
+    words_end = above + FRAME + (0 if table is None else 0.1 + WORD * len(words))
+    left = 0.6 if table is None else 1.1
+    height = words_end + 0.15 + (0.16 * (below.count("\n") + 1) + 0.1 if below else 0)
+    figure, page = sheet(FRAME * len(frames) + 1.2, height)
+    for number, pixels in enumerate(frames):
+        show(page, pixels, left + FRAME * number + GAP, above + GAP, FRAME - 2 * GAP)
+        middle = left + FRAME * (number + 0.5)
+        page.text(middle, above, str(number + 1), fontsize=8, color="#666666", ha="center", va="bottom")
     if table is not None:
-        for number, ax in enumerate(axes[1]):
-            ax.imshow(table[:, number : number + 1], aspect="auto", cmap="Blues", vmin=0, vmax=table.max() or 1)
-            ax.set_xticks([])
-            ax.set_yticks(range(len(words)) if number == 0 else [], words if number == 0 else [], fontsize=8)
-    figure.suptitle(wrapped(caption, 14 * len(frames)), fontsize=11)
-    if reference:
-        figure.supxlabel(f"a person: {wrapped(reference, 16 * len(frames))}", fontsize=9, color="#666666")
+        shades = Normalize(0, table.max() or 1)
+        for number in range(len(frames)):
+            start = left + FRAME * number + GAP
+            extent = (start, start + FRAME - 2 * GAP, words_end, words_end - WORD * len(words))
+            page.imshow(table[:, number : number + 1], aspect="auto", cmap="Blues", norm=shades, extent=extent)
+        for number, word in enumerate(words):
+            middle = words_end - WORD * (len(words) - number - 0.5)
+            page.text(left - 0.05, middle, word, fontsize=8, ha="right", va="center", parse_math=False)
+    page.text(figure.get_figwidth() / 2, 0.1, title, fontsize=11, ha="center", va="top")
+    if below:
+        text = f"a person: {below}"
+        page.text(figure.get_figwidth() / 2, words_end + 0.15, text, fontsize=9, color="#666666", ha="center", va="top")
     write_png(figure, out)

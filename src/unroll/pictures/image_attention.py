@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
 from unroll.errors import UserError
-from unroll.pictures._photos import photo, show, wrapped
+from unroll.pictures._photos import photo, sheet, show, wrapped
 from unroll.pictures._png import write_png
 
 ACROSS, MOST = 6, 60
+WIDE, HIGH, SIZE = 1.8, 2.1, 1.74
+"""Of a cell and its picture, in inches."""
 
 
 def draw(data: dict[str, Any], folder: Path, out: Path) -> None:
@@ -39,17 +40,19 @@ def draw_pixels(pixels: np.ndarray, words: list[str], weights: Any, reference: s
     count = len(words) + 1
     across = min(ACROSS, count)
     down = -(-count // across)
-    figure = Figure(figsize=(1.8 * across, 2.1 * down + 0.3), dpi=100, layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False)
-    for ax in axes.flat[count:]:
-        ax.set_axis_off()
-    show(axes.flat[0], pixels)
-    axes.flat[0].set_title("the picture", fontsize=9, color="#666666")
-    for ax, word, row in zip(axes.flat[1:], words, table, strict=False):
-        show(ax, lit(pixels, row.reshape(side, side)))
-        ax.set_title(wrapped(word, 20, 1), fontsize=11)
+    figure, page = sheet(WIDE * across, HIGH * down + (0.35 if reference else 0.1))
+    shown = [
+        ("the picture", pixels),
+        *((word, lit(pixels, row.reshape(side, side))) for word, row in zip(words, table, strict=True)),
+    ]
+    for number, (word, seen) in enumerate(shown):
+        left, top = WIDE * (number % across), HIGH * (number // across)
+        show(page, seen, left + (WIDE - SIZE) / 2, top + HIGH - SIZE, SIZE)
+        style = {"fontsize": 11} if number else {"fontsize": 9, "color": "#666666"}
+        page.text(left + WIDE / 2, top + HIGH - SIZE - 0.05, wrapped(word, 20, 1), ha="center", va="bottom", **style)
     if reference:
-        figure.supxlabel(f"a person: {wrapped(reference, 110)}", fontsize=9, color="#666666")
+        text = f"a person: {wrapped(reference, 18 * across)}"
+        page.text(WIDE * across / 2, HIGH * down + 0.1, text, fontsize=9, color="#666666", ha="center", va="top")
     write_png(figure, out)
 
 
