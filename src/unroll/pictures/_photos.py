@@ -13,6 +13,9 @@ from PIL import Image, UnidentifiedImageError
 
 from unroll.errors import UserError
 
+LINE = 0.17
+"""Height of a line of 9 points, in inches."""
+
 
 def photo(folder: Path, name: Any) -> np.ndarray:
     """A picture that lies beside the predictions, uint8 [H,W,3].

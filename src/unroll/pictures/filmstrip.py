@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.colors import Normalize
 
 from unroll.errors import UserError
-from unroll.pictures._photos import photo, sheet, show, wrapped
+from unroll.pictures._photos import LINE, photo, sheet, show, wrapped
 from unroll.pictures._png import write_png
 
 MOST = 32
@@ -44,12 +44,13 @@ def draw_frames(
                 f"found weights of shape {table.shape}, ({len(words)} words, {len(frames)} frames or their regions) is drawn"
             )
         table = table.reshape(len(words), len(frames), -1).sum(-1)  # [T,F]
-    title, below = wrapped(caption, 14 * len(frames)), wrapped(reference, 16 * len(frames))
+    title = wrapped(caption, 14 * len(frames))
+    below = wrapped(f"a person: {reference}", 16 * len(frames)) if reference else ""
     above = 0.35 + 0.2 * (title.count("\n") + 1)
     words_end = above + FRAME + (0 if table is None else 0.1 + WORD * len(words))
-    left = 0.6 if table is None else 1.1
-    height = words_end + 0.15 + (0.16 * (below.count("\n") + 1) + 0.1 if below else 0)
-    figure, page = sheet(FRAME * len(frames) + 1.2, height)
+    left = 0.6 if table is None else max(1.1, 0.2 + 0.09 * max(map(len, words)))
+    height = words_end + 0.15 + (LINE * (below.count("\n") + 1) + 0.1 if below else 0)
+    figure, page = sheet(left + FRAME * len(frames) + (0.6 if table is None else 0.1), height)
     for number, pixels in enumerate(frames):
         show(page, pixels, left + FRAME * number + GAP, above + GAP, FRAME - 2 * GAP)
         middle = left + FRAME * (number + 0.5)
@@ -65,6 +66,7 @@ def draw_frames(
             page.text(left - 0.05, middle, word, fontsize=8, ha="right", va="center", parse_math=False)
     page.text(figure.get_figwidth() / 2, 0.1, title, fontsize=11, ha="center", va="top")
     if below:
-        text = f"a person: {below}"
-        page.text(figure.get_figwidth() / 2, words_end + 0.15, text, fontsize=9, color="#666666", ha="center", va="top")
+        page.text(
+            figure.get_figwidth() / 2, words_end + 0.15, below, fontsize=9, color="#666666", ha="center", va="top"
+        )
     write_png(figure, out)

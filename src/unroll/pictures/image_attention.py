@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from unroll.errors import UserError
-from unroll.pictures._photos import photo, sheet, show, wrapped
+from unroll.pictures._photos import LINE, photo, sheet, show, wrapped
 from unroll.pictures._png import write_png
 
 ACROSS, MOST = 6, 60
@@ -40,7 +40,8 @@ def draw_pixels(pixels: np.ndarray, words: list[str], weights: Any, reference: s
     count = len(words) + 1
     across = min(ACROSS, count)
     down = -(-count // across)
-    figure, page = sheet(WIDE * across, HIGH * down + (0.35 if reference else 0.1))
+    below = wrapped(f"a person: {reference}", 18 * across) if reference else ""
+    figure, page = sheet(WIDE * across, HIGH * down + 0.1 + (0.1 + LINE * (below.count("\n") + 1) if below else 0))
     shown = [
         ("the picture", pixels),
         *((word, lit(pixels, row.reshape(side, side))) for word, row in zip(words, table, strict=True)),
@@ -50,9 +51,8 @@ def draw_pixels(pixels: np.ndarray, words: list[str], weights: Any, reference: s
         show(page, seen, left + (WIDE - SIZE) / 2, top + HIGH - SIZE, SIZE)
         style = {"fontsize": 11} if number else {"fontsize": 9, "color": "#666666"}
         page.text(left + WIDE / 2, top + HIGH - SIZE - 0.05, wrapped(word, 20, 1), ha="center", va="bottom", **style)
-    if reference:
-        text = f"a person: {wrapped(reference, 18 * across)}"
-        page.text(WIDE * across / 2, HIGH * down + 0.1, text, fontsize=9, color="#666666", ha="center", va="top")
+    if below:
+        page.text(WIDE * across / 2, HIGH * down + 0.1, below, fontsize=9, color="#666666", ha="center", va="top")
     write_png(figure, out)
 
 

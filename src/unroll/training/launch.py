@@ -210,9 +210,8 @@ def _adjusted(trainer: Any, run: str, dashboard: bool, own: bool) -> Any:
         def _count_possible_workers(self, reserved_resources: Any) -> int:
             state = import_module("ray._private.state").state
             alive = {node["NodeID"] for node in state.node_table() if node["Alive"]} - {*state.get_draining_nodes()}
-            return int(
-                super()._count_possible_workers({n: reserved_resources[n] for n in alive & {*reserved_resources}})
-            )
+            staying = {node: found for node, found in reserved_resources.items() if node in alive}
+            return int(super()._count_possible_workers(staying))
 
     class Alone(fixed):
         def after_controller_start(self, train_run_context: Any) -> None:
