@@ -4,11 +4,13 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import sys
 from pathlib import Path
 
 import pytest
 
+gc.disable()  # while tests are collected: see `one_thread`
 sys.path.insert(0, str(Path(__file__).parent))
 
 
@@ -18,6 +20,9 @@ def one_thread() -> None:
     import torch  # not at the top: the process that only hands tests to workers would load it first
 
     torch.set_num_threads(1)
+    # Modules and collected tests stay: walking them in every full collection was a fourteenth of the unit tests' time.
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

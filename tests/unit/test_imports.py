@@ -120,18 +120,21 @@ def loaded() -> dict[str, list[str]]:
     """
     first = ["unroll", "unroll.errors", "unroll.config"]
     code = (
-        "import importlib, json, sys\n"
+        "import gc, importlib, json, sys\n"
+        "gc.disable()\n"
         "own = lambda: {name for name in sys.modules if name.split('.')[0] == 'unroll'}\n"
         f"for name in {first!r}:\n"
         "    importlib.import_module(name)\n"
         f"assert own() == set({first!r}), own()\n"
         "import unroll.stages.train, unroll.tasks.language_modeling, unroll.models.recurrent_lm, unroll.datasets.text\n"
         "loaded = {'plain training': sorted(sys.modules)}\n"
+        "known = own()\n"
         f"for name in {[module_name(path) for path in LOADED]!r}:\n"
-        f"    for known in own() - set({first!r}):\n"
-        "        del sys.modules[known]\n"
+        f"    for forgotten in known - set({first!r}):\n"
+        "        del sys.modules[forgotten]\n"
         "    importlib.import_module(name)\n"
-        "    loaded[name] = [sys.modules[known].__file__ for known in own()]\n"
+        "    known = own()\n"
+        "    loaded[name] = [sys.modules[one].__file__ for one in known]\n"
         "print(json.dumps(loaded))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

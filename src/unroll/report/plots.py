@@ -16,6 +16,7 @@ import matplotlib.style
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -174,7 +175,7 @@ def save_attention(attention: Attention, path: Path) -> None:
         axes.set_xticks(range(len(columns)), columns, rotation=50, ha="left", rotation_mode="anchor", parse_math=False)
         axes.set_yticks(range(len(rows)), rows, parse_math=False)
         axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
-        figure.savefig(path, dpi=100, metadata={"Software": None})
+        FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})  # `savefig` lays it out twice
 
 
 def curves(history: Sequence[dict[str, Any]], key: str) -> list[Curve]:
