@@ -41,10 +41,10 @@ test-all: $(STAMP) ## everything, learning thresholds and all faults too
 
 # What it needs beside `make setup`: root and Debian's iproute2 (two hosts), slurm-wlm and munge (Slurm); in the environment
 # '.[cluster]' (submit) and 'moto[server]' dvc-s3 (object store). What is missing is skipped, with the reason. TRIALS: per
-# cent of the full number of kills and stops (20 workers, 10 nodes, ...); half of them take 24 minutes on two cores.
-TRIALS ?= 50
+# cent of the full number of kills and stops (20 workers, 10 nodes, ...). Two at a time: a third of each is waiting.
+TRIALS ?= 100
 test-cluster: $(STAMP) ## faults on a Ray cluster of two nodes, two hosts, Slurm: on a quiet machine
-	UNROLL_TRIALS=$(TRIALS) $(BIN)/python -m pytest tests -m cluster -rs -s --durations=12
+	UNROLL_TRIALS=$(TRIALS) $(PYTEST) -m cluster -rsP --durations=12
 
 lint: $(STAMP)   ## ruff and mypy
 	$(BIN)/ruff check .

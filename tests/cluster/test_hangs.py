@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from ray_cluster import Project, RayCluster, Training, trials, until
+from ray_cluster import Project, RayCluster, Training, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.fault]
 TRAIN = {"batch": 6, "steps": 100_000, "checkpoint_every": 40, "validate_every": 100_000}
+DEATHS = 3
 BARE = """
 import sys, time
 import ray, ray.train
@@ -63,12 +64,11 @@ def test_a_hung_worker_is_found_and_replaced(tmp_path: Path, cluster: RayCluster
 
 def test_training_goes_on_soon_after_a_worker_died(tmp_path: Path, cluster: RayCluster) -> None:
     """Beside what Ray alone needs: the same kill in a loop that does nothing but add a number over two workers."""
-    number = trials(5)
     (tmp_path / "bare.py").write_text(BARE.replace("\\\\n", "\\n"))
     ours: list[float] = []
     training = Project(tmp_path / "ours", cluster, TRAIN).start()
     try:
-        for _ in range(number):
+        for _ in range(DEATHS):
             training.wait_for_step(training.last_step() + 50)
             moment = time.time()
             cluster.workers()[1].kill()
@@ -76,7 +76,7 @@ def test_training_goes_on_soon_after_a_worker_died(tmp_path: Path, cluster: RayC
     finally:
         training.stop()
     until(lambda: not cluster.workers(), 60, "workers outlive their driver")
-    rays = ray_alone(tmp_path, cluster, number)
+    rays = ray_alone(tmp_path, cluster, DEATHS)
     own, alone = statistics.median(ours), statistics.median(rays)
     print(f"from a worker's death to the next step: {own:.1f} s (longest {max(ours):.1f}), Ray alone {alone:.1f} s")
     assert own - alone <= 20
