@@ -105,6 +105,7 @@ class RayCluster:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.nodes = folder, []  # type: tuple[Path, list[Node]]
+        self.started = 0
         self.address = f"{ip}:{free_port()}"
         token = folder / "token"
         token.touch(0o600)
@@ -137,6 +138,7 @@ class RayCluster:
         log = self.folder / f"node-{len(self.nodes)}.log"
         node = Node([*RAY, "start", *common, *options], environment, log, before)
         self.nodes.append(node)
+        self.started += 1
         return node
 
     def add(self, ip: str = "127.0.0.1", before: list[str] | None = None) -> Node:
@@ -155,10 +157,11 @@ class RayCluster:
         return "Ray runtime started" in self.head.log.read_text()
 
     def settle(self, before: list[str] | None = None) -> None:
-        """Wait until the cluster knows all nodes that were started, and those alone."""
+        """Wait until the cluster knows all nodes that were ever started, and which of them are alive."""
         code = (
             "import ray, time; ray.init(address='auto', log_to_driver=False)\n"
-            f"while sum(node['Alive'] for node in ray.nodes()) != {len(self.nodes)}: time.sleep(0.2)"
+            f"while [len(ray.nodes()), sum(node['Alive'] for node in ray.nodes())] != {[self.started, len(self.nodes)]}:\n"
+            "    time.sleep(0.2)"
         )
         command = [*(before or []), sys.executable, "-c", code]
         subprocess.run(command, env=self.environment, check=True, timeout=120, capture_output=True)

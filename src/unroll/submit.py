@@ -32,6 +32,8 @@ SHOWN_PATHS = 10
 UNPACKED_LIMIT = 8 * PACK_LIMIT
 RECONNECT_SECONDS = 2.0
 OUTAGE_SECONDS = 600.0
+STARTING_SECONDS = 60.0
+"""For how long a cluster that has just come up may have nobody to take a job."""
 LEFT_OUT = ("__pycache__", ".ipynb_checkpoints")
 STOPPED = 143
 
@@ -115,7 +117,8 @@ def submit(root: Path, address: str, job: Job) -> int:
         words = ["python", "-m", "unroll.remote_job", "--folder", job.folder, "--pack", archive]
         words += [*(["--push"] if job.push else []), "--", *job.command]
         try:
-            client.submit_job(
+            start_job(
+                client,
                 entrypoint=shlex.join(words),
                 submission_id=name,
                 runtime_env=runtime_environment(root, job, upload),
@@ -125,6 +128,22 @@ def submit(root: Path, address: str, job: Job) -> int:
             raise UserError(f"{address}: {_first_line(error)}") from error
     print(f"job {name}: {' '.join(job.command)}, in {job.folder} of the cluster", flush=True)
     return watch(root, client, name)
+
+
+def start_job(client: Any, **job: Any) -> str:
+    """`submit_job`, asked again while the cluster is there and the process that starts its jobs is not.
+
+    Raises:
+        RuntimeError: refused for another reason, or nobody came.
+    """
+    deadline = time.monotonic() + STARTING_SECONDS
+    while True:
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(RECONNECT_SECONDS)
 
 
 def watch(root: Path, client: Any, name: str) -> int:
@@ -217,9 +236,8 @@ def fetch(client: Any, name: str, archive: str) -> bytes:
         quoted = "~/" + shlex.quote(archive[2:])
     # Ray writes a line of its own into the log, which may come after the first ones of the command: hence the second of
     # silence, and no line counts that has a space.
-    reader = client.submit_job(
-        entrypoint=f"sleep 1; echo BEGIN && base64 {quoted} && echo END", submission_id=f"{name}-results"
-    )
+    command = f"sleep 1; echo BEGIN && base64 {quoted} && echo END"
+    reader = start_job(client, entrypoint=command, submission_id=f"{name}-results")
     while not client.get_job_info(reader).status.is_terminal():
         time.sleep(0.5)
     found = re.search(r"^BEGIN\n(.*)^END$", client.get_job_logs(reader), re.DOTALL | re.MULTILINE)

@@ -178,6 +178,30 @@ def test_a_job_shows_its_log_once_and_brings_results_and_exit_code(
     assert entrypoint.endswith(" -- unroll repro --ray")
 
 
+class JustUp(Cluster):
+    """A job server whose head waits for the process that starts jobs; `left` more times."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__("", 0)
+        self.left = left
+
+    def submit_job(self, **job: Any) -> str:
+        if self.left:
+            self.left -= 1
+            raise RuntimeError(
+                "Request failed with status code 500: No available agent to submit job, please try again"
+            )
+        return super().submit_job(**job)
+
+
+def test_a_cluster_that_has_just_come_up_is_waited_for_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "RECONNECT_SECONDS", 0.0)
+    assert submit.start_job(JustUp(2), entrypoint="true", submission_id="job") == "job"
+    monkeypatch.setattr(submit, "STARTING_SECONDS", 0.0)
+    with pytest.raises(RuntimeError, match="No available agent"):
+        submit.start_job(JustUp(1000), entrypoint="true", submission_id="job")
+
+
 def test_a_cluster_that_stays_away_is_one_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "RECONNECT_SECONDS", 0.0)
     monkeypatch.setattr(submit, "OUTAGE_SECONDS", 0.0)
