@@ -2,17 +2,18 @@
 
     python benchmarks/beam.py               a minute
     python benchmarks/beam.py --batch 1     one sentence at a time
-    python benchmarks/beam.py --recipe multi30k_attention   a translator that is trained, on its test split
+    python benchmarks/beam.py --recipe multi30k_attention   a translator that is trained too, on its test split
 
-Without a recipe the model is `models/seq2seq.py` of the size at which JoeyNMT is compared, with random weights: bi-directional
+The first model is `models/seq2seq.py` of the size at which JoeyNMT is compared, with random weights: bi-directional
 LSTM-256, LSTM-256 decoder with general attention and input feeding, vocabularies of 8,000. 100 sentences of 13 tokens
 are decoded to the limit of 15 tokens: a model with random weights ends none before, so both searches take as many
 steps, and the beam gains nothing from sentences that are done early. A trained model ends them, and both searches put
-them away; its split, batch and beam are those of the recipe, with other widths.
+them away; its split, batch and beam are those of the recipe, with other widths. "early" is the search that is not exact
+(`exact: false`), which is the same where no sentence ends.
 
 The searches take turns; "times greedy" is the median over the turns of the ratio within a turn, reading the source
-included. Time is this process's own processor time on one thread, so what else the machine does counts little. "search"
-is the part of it that is spent outside the model.
+included. Time is this process's own processor time on one thread, so what else the machine does counts little.
+"outside" is the part of it that is spent outside the model.
 """
 
 from __future__ import annotations
@@ -36,8 +37,14 @@ from unroll.place import Place
 from unroll.training.runs import load_model
 
 SENTENCES, LENGTH, LIMIT, VOCABULARY = 100, 13, 15, 8_000
-WIDTHS = [0, 1, 5, 10]  # 0: greedy
-GOAL = {5: 3.0}
+SEARCHES = {
+    "greedy": {"width": 0},
+    "beam 1": {"width": 1},
+    "beam 5": {"width": 5},
+    "beam 5, early": {"width": 5, "exact": False},
+    "beam 10": {"width": 10},
+}
+GOAL = 3.0  # of width 5
 
 
 class TimedModel:
@@ -80,9 +87,10 @@ class Work:
     options: BeamOptions
     sentences: int
 
-    def decode(self, width: int) -> tuple[float, float]:
+    def decode(self, search: dict[str, int]) -> tuple[float, float]:
         """Processor seconds in all, and of those the ones outside the model. Width 0 is greedy decoding."""
-        timed, options = TimedModel(self.model), self.options.model_copy(update={"width": max(1, width)})
+        width, timed = search["width"], TimedModel(self.model)
+        options = self.options.model_copy(update={"exact": True, **search, "width": max(1, width)})
         start = time.process_time()
         for inputs in self.batches:
             memory = timed.encode(inputs)
@@ -115,27 +123,35 @@ def trained(name: str) -> Work:
     return Work(model.eval(), [inputs for _, inputs in found], options.beam, sum(len(samples) for samples, _ in found))
 
 
+def compare(work: Work, searches: dict[str, dict[str, int]], turns: int) -> None:
+    """Print the table of one model."""
+    print(f"{'precision':<10} {'search':<13} {'sentences/s':>11} {'times greedy':>13} {'outside':>8}")
+    for precision in (torch.float32, torch.bfloat16):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+            every = [[work.decode(search) for search in searches.values()] for _ in range(turns + 1)][1:]
+        for number, (name, search) in enumerate(searches.items()):
+            seconds, outside = zip(*(turn[number] for turn in every), strict=True)
+            ratio = statistics.median(turn[number][0] / turn[0][0] for turn in every)
+            share = statistics.median(o / s for o, s in zip(outside, seconds, strict=True))
+            goal = f"   goal <= {GOAL:.0f}" if search["width"] == 5 else ""
+            print(f"{str(precision).removeprefix('torch.'):<10} {name:<13} "
+                  f"{work.sentences / statistics.median(seconds):>11.0f} {ratio:>13.2f} {share:>8.0%}{goal}", flush=True)  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=SENTENCES, help="sentences decoded at once (all)")
     parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--recipe", help="a trained recipe; its split, batch and beam instead")
+    parser.add_argument("--recipe", help="a trained recipe too, with its split, batch and beam")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    work = trained(arguments.recipe) if arguments.recipe else untrained(arguments.batch)
-    print(f"{'precision':<10} {'width':<7} {'sentences/s':>11} {'times greedy':>13} {'search':>7}")
-    for precision in (torch.float32, torch.bfloat16):
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
-            every = [[work.decode(width) for width in WIDTHS] for _ in range(arguments.turns + 1)][1:]
-        for number, width in enumerate(WIDTHS):
-            seconds, outside = zip(*(turn[number] for turn in every), strict=True)
-            ratio = statistics.median(turn[number][0] / turn[0][0] for turn in every)
-            share = statistics.median(o / s for o, s in zip(outside, seconds, strict=True))
-            name = f"beam {width}" if width else "greedy"
-            goal = f"   goal <= {GOAL[width]:.0f}" if width in GOAL else ""
-            print(f"{str(precision).removeprefix('torch.'):<10} {name:<7} "
-                  f"{work.sentences / statistics.median(seconds):>11.0f} {ratio:>13.2f} {share:>6.0%}{goal}", flush=True)  # fmt: skip
+    print("random weights")
+    exact = {name: search for name, search in SEARCHES.items() if search.get("exact", True)}
+    compare(untrained(arguments.batch), exact, arguments.turns)
+    if arguments.recipe:
+        print(f"\n{arguments.recipe}")
+        compare(trained(arguments.recipe), SEARCHES, arguments.turns)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,26 @@ def test_a_source_stops_before_the_limit_but_never_too_early() -> None:
     assert early < 0.9 * late
 
 
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_a_search_that_is_not_exact_takes_fewer_steps_and_finds_nothing_better(penalty: float) -> None:
+    """Where length counts nothing both rules are the same one."""
+    rows, equal = {True: 0, False: 0}, 0
+    for seed in range(10):
+        model = ToyGenerator(seed=seed, end=1.0)
+        memory = memory_of(model, random_sources(4, seed=seed))
+        found = {}
+        for exact in rows:
+            model.rows = 0
+            options = BeamOptions(width=4, length_penalty=penalty, longest=30, exact=exact)
+            found[exact] = beam_search(model, memory, options)
+            rows[exact] += model.rows
+        for [one], [other] in zip(found[True], found[False], strict=True):
+            assert other.score <= one.score
+            equal += same(one, other)
+    assert equal == 40 if penalty == 0 else equal > 20
+    assert rows[False] == rows[True] if penalty == 0 else rows[False] < 0.8 * rows[True]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_beam_of_one_is_greedy(seed: int) -> None:
     model = ToyGenerator(seed=seed, sharpness=1.0 + seed)

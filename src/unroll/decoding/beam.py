@@ -14,7 +14,9 @@ score during the search, which is not done here.) Equal ones are ranked by time 
 When a source is done: log-probabilities only fall, lp only grows with length, and cp is at most 0. So nothing that
 comes of an active hypothesis can score above log P / lp(limit + 1), limit being the most tokens allowed. When that is
 no more than the worst of `n_best` kept scores, for all active hypotheses, the source leaves the batch. This is exact: a
-beam wide enough finds what brute force finds.
+beam wide enough finds what brute force finds. Without `exact` it leaves as soon as no active hypothesis would score
+above that if it ended at once and for nothing, log P / lp of one token more, as other toolkits do: with a length penalty
+fewer steps, and now and then a longer translation that would have scored better is not found.
 
 How it is made fast: the likeliest continuations are looked for in blocks of the vocabulary, of which all but the maxima
 stay unread (`expand`); no tensor of the size [N,V] is made besides the model's own. What was generated is kept as one
@@ -52,12 +54,14 @@ BLOCK = 64
 
 
 class BeamOptions(LengthOptions):
-    """See the top of this file. `n_best` hypotheses are kept for each source, fewer if fewer have ended."""
+    """See the top of this file. `n_best` hypotheses are kept for each source, fewer if fewer have ended. `exact`: a source
+    is searched until nothing can be better."""
 
     width: int = Field(5, ge=1)
     n_best: int = Field(1, ge=1)
     length_penalty: float = Field(0.0, ge=0.0, allow_inf_nan=False)
     coverage_penalty: float = Field(0.0, ge=0.0, allow_inf_nan=False)
+    exact: bool = True
 
     @model_validator(mode="after")
     def enough(self) -> Self:
@@ -230,8 +234,8 @@ class _Search:
 
     def _go_on(self, tokens: Tensor, rows: Tensor) -> None:
         """Put the rows in the order of their new hypotheses [B,K], without sources that can get no better."""
-        longest = length_penalty(self.constraints.limit + 1, self.options.length_penalty)
-        bound = self.totals.amax(1) / longest  # [B]
+        length = self.constraints.limit + 1 if self.options.exact else len(self.columns) + 1
+        bound = self.totals.amax(1) / length_penalty(length, self.options.length_penalty)  # [B]
         going = (bound > self.kept[self.sources, -1, 0]).nonzero()[:, 0]
         if len(going) < len(tokens):
             tokens, rows, self.totals = tokens[going], rows[going], self.totals[going]
