@@ -47,11 +47,12 @@ class Node:
     """One `ray start --block`, and all that it started."""
 
     def __init__(self, command: list[str], environment: dict[str, str], log: Path, before: list[str]) -> None:
-        self.log = log
+        self.log, self.name = log, secrets.token_hex(4)
         with log.open("ab") as out:
             self.process = subprocess.Popen(
-                [*before, *command], env=environment, stdout=out, stderr=out, start_new_session=True
-            )
+                [*before, *command, "--node-name", self.name],
+                env=environment, stdout=out, stderr=out, start_new_session=True,
+            )  # fmt: skip
 
     def processes(self) -> list[psutil.Process]:
         """Those alive: of the session, and descendants that left it."""
@@ -105,7 +106,6 @@ class RayCluster:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.nodes = folder, []  # type: tuple[Path, list[Node]]
-        self.started = 0
         self.address = f"{ip}:{free_port()}"
         token = folder / "token"
         token.touch(0o600)
@@ -134,11 +134,11 @@ class RayCluster:
     def _start(self, ip: str, options: list[str], before: list[str]) -> Node:
         common = ["--block", "--disable-usage-stats", "--num-cpus", "1", "--num-gpus", "0", "--node-ip-address", ip]
         common += ["--object-store-memory", str(OBJECT_STORE)]
+        common += ["--dashboard-agent-listen-port", str(free_port())]  # of clusters side by side one has the usual one
         environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
         log = self.folder / f"node-{len(self.nodes)}.log"
         node = Node([*RAY, "start", *common, *options], environment, log, before)
         self.nodes.append(node)
-        self.started += 1
         return node
 
     def add(self, ip: str = "127.0.0.1", before: list[str] | None = None) -> Node:
@@ -157,11 +157,11 @@ class RayCluster:
         return "Ray runtime started" in self.head.log.read_text()
 
     def settle(self, before: list[str] | None = None) -> None:
-        """Wait until the cluster knows all nodes that were ever started, and which of them are alive."""
+        """Wait until the cluster knows all nodes that were started, and those alone."""
+        names = sorted(node.name for node in self.nodes)
         code = (
             "import ray, time; ray.init(address='auto', log_to_driver=False)\n"
-            f"while [len(ray.nodes()), sum(node['Alive'] for node in ray.nodes())] != {[self.started, len(self.nodes)]}:\n"
-            "    time.sleep(0.2)"
+            f"while sorted(node['NodeName'] for node in ray.nodes() if node['Alive']) != {names}: time.sleep(0.2)"
         )
         command = [*(before or []), sys.executable, "-c", code]
         subprocess.run(command, env=self.environment, check=True, timeout=120, capture_output=True)
