@@ -41,7 +41,8 @@ test-all: $(STAMP) ## everything, learning thresholds and all faults too
 
 # What it needs beside `make setup`: root and Debian's iproute2 (two hosts), slurm-wlm and munge (Slurm); in the environment
 # '.[cluster]' (submit) and 'moto[server]' dvc-s3 (object store). What is missing is skipped, with the reason. TRIALS: per
-# cent of the full number of kills and stops (20 workers, 10 nodes, ...). Two at a time: a third of each is waiting.
+# cent of the full number of kills and stops (20 workers, 10 nodes, ...); all of them take 21 minutes on two cores. Two files at
+# a time: a third of each is waiting.
 TRIALS ?= 100
 test-cluster: $(STAMP) ## faults on a Ray cluster of two nodes, two hosts, Slurm: on a quiet machine
 	UNROLL_TRIALS=$(TRIALS) $(PYTEST) -m cluster -rsP --durations=12
