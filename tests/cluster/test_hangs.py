@@ -11,7 +11,7 @@ from ray_cluster import Project, RayCluster, Training, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.fault]
 TRAIN = {"batch": 6, "steps": 100_000, "checkpoint_every": 40, "validate_every": 100_000}
-DEATHS = 3
+DEATHS = 5
 BARE = """
 import sys, time
 import ray, ray.train

@@ -69,7 +69,7 @@ def test_kills_change_no_weight(
         reached = 0
         for _ in range(min(KILLS_A_RUN, number - done)):
             # Before its first checkpoint a run would begin anew, and not say that it resumes.
-            training.wait_for_step(max(INTERVAL + 1, reached + draw.randint(5, 120)))
+            training.wait_for_step(max(INTERVAL + 1, reached + draw.randint(5, 180)))
             resumed, reached = len(training.resumed_at()), training.last_step()
             training = kill(project, training, draw)
             until(lambda n=resumed, t=training: len(t.resumed_at()) > n, 120, training.text)
