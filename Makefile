@@ -47,6 +47,9 @@ TRIALS ?= 100
 test-cluster: $(STAMP) ## faults on a Ray cluster of two nodes, two hosts, Slurm: on a quiet machine
 	UNROLL_TRIALS=$(TRIALS) $(PYTEST) -m cluster -rsP --durations=12
 
+test-gpu: $(STAMP) ## on a machine with a GPU: every recipe's twin trains, goes on after a stop, is scored
+	$(PYTEST) -m gpu
+
 lint: $(STAMP)   ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -145,10 +145,11 @@ def generate(
     """Write text with a trained language model."""
     from unroll.config import load_recipe
     from unroll.data.tokenizers import load as load_tokenizer
+    from unroll.device import default_device
     from unroll.place import Place
     from unroll.tasks.language_modeling import Samples
     from unroll.tasks.language_modeling import generate as texts
-    from unroll.training.runs import default_device, load_model
+    from unroll.training.runs import load_model
 
     root = project_root()
     entry = load_recipe(root, recipe)

@@ -44,7 +44,8 @@ State = dict[str, Tensor]
 
 
 class Config(Strict):
-    """`shift`: how far a head may move in a step. `initial`: see the module."""
+    """`shift`: how far a head may move in a step. `initial`: see the module. `sharpness`: where beta starts is
+    softplus(sharpness); at 0 a head that looks for content sees nearly all slots alike, and is slow to learn to."""
 
     slots: int = Field(128, ge=1)
     slot_width: int = Field(20, ge=1)
@@ -53,6 +54,7 @@ class Config(Strict):
     shift: int = Field(1, ge=0)
     controller: Literal["lstm", "feedforward"] = "lstm"
     initial: Literal["constant", "learnt"] = "constant"
+    sharpness: float = 0.0
     method: Literal["fast", "loop"] = "fast"
 
     @model_validator(mode="after")
@@ -72,6 +74,7 @@ TINY = [
         "shift": 2,
         "controller": "feedforward",
         "initial": "learnt",
+        "sharpness": 3.0,
     },
     {"slots": 5, "slot_width": 3, "write_heads": 2, "shift": 0, "method": "loop"},
 ]
@@ -108,6 +111,8 @@ class Layer(nn.Module):
             nn.init.constant_(self.bias[self.width : 2 * self.width], 1.0)
         nn.init.xavier_uniform_(self.weight_heads, gain=1.4)
         nn.init.normal_(self.bias_heads, std=0.01)
+        with torch.no_grad():
+            self.heads.split(self.bias_heads).beta.add_(self.config.sharpness)
         nn.init.xavier_uniform_(self.read_to_output)
         for name, start in self.starts.items():
             if name != "weights":

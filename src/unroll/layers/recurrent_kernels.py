@@ -120,7 +120,16 @@ def _torch_kernel(
     inputs, *rest = (tensor.to(kind) for tensor in (inputs, *states, *parameters))
     before = [state.unsqueeze(0).contiguous() for state in rest[: len(states)]]  # [1,B,H] each
     weights = rest[len(states) :]
+    if inputs.device.type == "cuda":
+        weights = _one_chunk(weights)
     first = before if len(before) > 1 else before[0]
     with torch.autocast(inputs.device.type, enabled=False):
         outputs, *after = function(inputs, first, weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
     return [outputs, *(state.squeeze(0).to(given.dtype) for state, given in zip(after, states, strict=True))]
+
+
+def _one_chunk(weights: list[Tensor]) -> list[Tensor]:
+    """The same weights one after the other in memory, as cuDNN wants them: it would copy them itself, and warn."""
+    chunk = torch.cat([weight.flatten() for weight in weights])
+    parts = chunk.split([weight.numel() for weight in weights])
+    return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]

@@ -70,7 +70,7 @@ def candidates(model: Decodable, memory: State, options: SequenceObjective) -> t
     if options.search == "beam":
         found = beam_search(model, memory, BeamOptions(width=count, n_best=count, longest=longest))
         rows = [hypotheses[k % len(hypotheses)].tokens for hypotheses in found for k in range(count)]
-        return as_targets(rows, last), None
+        return as_targets(rows, last).to(memory["mask"].device), None
     generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     drawing = SampleOptions(count=count, temperature=options.temperature, longest=longest)
     drawn = sample(model, memory, drawing, generator).tokens

@@ -11,10 +11,11 @@ import torch
 
 from unroll.config import load_recipe
 from unroll.data.stories import Story, StoryTokenizer, sentences_of
+from unroll.device import default_device
 from unroll.errors import UserError
 from unroll.place import Place
 from unroll.tasks.question_answering import Collate, StoryTable, attention_picture, by_own_numbers, chosen
-from unroll.training.runs import default_device, load_model
+from unroll.training.runs import load_model
 
 LONGEST = 2000
 """Facts of a story that is still read: the attention of facts to each other grows with the square of them."""

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from unroll.config import check, load_recipe
 from unroll.decoding.beam import BeamOptions
+from unroll.device import default_device
 from unroll.errors import UserError
 from unroll.pictures import filmstrip, image_attention
 from unroll.place import Place
 from unroll.tasks.captioner import Caption, Captioner
-from unroll.training.runs import default_device, load_model
+from unroll.training.runs import load_model
 
 
 def caption(root: Path, name: str, files: list[Path], beam: int, n_best: int, attention: Path | None) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 from unroll.config import load_part, load_recipe
 from unroll.decoding.ensemble import Ensemble
+from unroll.device import default_device
 from unroll.errors import UserError
 from unroll.files import new_folder
 from unroll.memory import keep_freed_memory
 from unroll.place import Place
-from unroll.training.runs import check_stream, default_device, load_model
+from unroll.training.runs import check_stream, load_model
 
 
 def predict(root: Path, name: str, tiny: bool = False) -> None:

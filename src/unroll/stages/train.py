@@ -8,6 +8,7 @@ from pathlib import Path
 
 from unroll.config import load_recipe
 from unroll.copies import kept
+from unroll.device import default_device
 from unroll.errors import UserError
 from unroll.journal import Journal
 from unroll.place import Place
@@ -16,7 +17,7 @@ from unroll.tracking import sent_to_tracker
 from unroll.training.context import WorkerContext
 from unroll.training.launch import launch, load_profile
 from unroll.training.loop import Preempted
-from unroll.training.runs import default_device, start_folder, train_one
+from unroll.training.runs import start_folder, train_one
 
 
 def train(

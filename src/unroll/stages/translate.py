@@ -7,11 +7,12 @@ from pathlib import Path
 
 from unroll.config import check, load_recipe
 from unroll.decoding.beam import BeamOptions
+from unroll.device import default_device
 from unroll.errors import UserError
 from unroll.place import Place
 from unroll.report.attention import attention_svg
 from unroll.tasks.translator import Translation, Translator
-from unroll.training.runs import default_device, load_model
+from unroll.training.runs import load_model
 
 
 def translate(

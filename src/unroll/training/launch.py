@@ -34,11 +34,12 @@ import torch
 from pydantic import Field
 
 from unroll.config import Recipe, Strict, check, load_recipe, nearest, read_yaml
+from unroll.device import default_device
 from unroll.errors import UserError
 from unroll.notice import POLL_SECONDS, on_notice, signal_number
 from unroll.place import Place
 from unroll.training.context import WorkerContext
-from unroll.training.runs import default_device, train_one
+from unroll.training.runs import train_one
 
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",

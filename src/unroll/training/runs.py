@@ -247,8 +247,3 @@ def load_model(folder: Path) -> tuple[dict[str, Any], torch.nn.Module]:
     path = folder / "weights.safetensors"
     checkpoint.load_weights(model, checkpoint.load_tensors(path), path)
     return description, model.eval()
-
-
-def default_device() -> torch.device:
-    """The GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
