@@ -12,11 +12,11 @@ and coverage sums the attention of every step, that which chose EOS included. (T
 score during the search, which is not done here.) Equal ones are ranked by time of ending, place in the beam, token id.
 
 When a source is done: log-probabilities only fall, lp only grows with length, and cp is at most 0. So nothing that
-comes of an active hypothesis can score above log P / lp(limit + 1), limit being the most tokens allowed. When that is
-no more than the worst of `n_best` kept scores, for all active hypotheses, the source leaves the batch. This is exact: a
-beam wide enough finds what brute force finds. Without `exact` it leaves as soon as no active hypothesis would score
-above that if it ended at once and for nothing, log P / lp of one token more, as other toolkits do: with a length penalty
-fewer steps, and now and then a longer translation that would have scored better is not found.
+comes of an active hypothesis can score above log P / lp(limit + 1), limit being the most tokens allowed. With `exact`
+the source leaves the batch when that is no more than the worst of `n_best` kept scores, for all active hypotheses: a
+beam wide enough finds what brute force finds. Otherwise it leaves as soon as no active hypothesis would score above that
+worst if it ended at once and for nothing, log P / lp of one token more, as in other toolkits: where there is a length
+penalty a third fewer rows, and now and then a longer translation that would have scored better is not found.
 
 How it is made fast: the likeliest continuations are looked for in blocks of the vocabulary, of which all but the maxima
 stay unread (`expand`); no tensor of the size [N,V] is made besides the model's own. What was generated is kept as one
@@ -55,13 +55,13 @@ BLOCK = 64
 
 class BeamOptions(LengthOptions):
     """See the top of this file. `n_best` hypotheses are kept for each source, fewer if fewer have ended. `exact`: a source
-    is searched until nothing can be better."""
+    is searched until nothing can be better, which makes a difference with a length penalty."""
 
     width: int = Field(5, ge=1)
     n_best: int = Field(1, ge=1)
     length_penalty: float = Field(0.0, ge=0.0, allow_inf_nan=False)
     coverage_penalty: float = Field(0.0, ge=0.0, allow_inf_nan=False)
-    exact: bool = True
+    exact: bool = False
 
     @model_validator(mode="after")
     def enough(self) -> Self:
