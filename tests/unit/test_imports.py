@@ -30,7 +30,7 @@ ALLOWED = {
     "models": {"errors", "config", "layers"},
     "losses": {"errors", "config", "layers", "metrics", "decoding"},
     "data": {"errors", "config", "files"},
-    "datasets": {"errors", "config", "files", "data", "layers"},
+    "datasets": {"errors", "config", "device", "files", "data", "layers"},
     "decoding": {"errors", "config", "layers"},
     "metrics": {"errors", "config"},
     "tasks": {"errors", "config", "data", "decoding", "layers", "losses", "metrics", "progress", "training"},

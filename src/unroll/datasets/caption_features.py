@@ -22,6 +22,7 @@ from unroll.data.caption_files import CaptionOptions, Kind, prepare_captioned
 from unroll.data.features import EXTENSION, encode_features
 from unroll.data.media import decode_clip, read_image
 from unroll.data.sources import Progress, no_progress
+from unroll.device import default_device
 from unroll.layers.vision import PretrainedNetwork
 
 KINDS: dict[str, Kind] = {"images": "image", "clips": "clip", "frames": "frames"}
@@ -44,7 +45,7 @@ def prepare(entry: DatasetEntry, name: str, root: Path, out: Path, progress: Pro
         UserError: besides, where the encoder is not on this machine.
     """
     options: Options = check(Options, entry.options, f"params.yaml: datasets.{name}.options")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     network = PretrainedNetwork(options.pretrained).eval().to(device)
 
     @torch.inference_mode()
