@@ -144,3 +144,15 @@ def test_cells_and_options_that_make_no_sense_are_refused_in_one_line(
         check(kind, model, "recipes.r.model")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_sharpness_is_where_beta_starts_and_nothing_else() -> None:
+    """Without it every content weighting is nearly the same at first, and priority sort is learnt a worse way."""
+    layers = []
+    for sharpness in (0.0, 3.0):
+        torch.manual_seed(1)
+        layers.append(Layer(4, 6, Config(slots=7, slot_width=3, sharpness=sharpness)))
+    plain, sharp = (layer.heads.split(layer.bias_heads) for layer in layers)
+    assert torch.allclose(sharp.beta, plain.beta + 3.0)
+    for name in ("key", "add", "erase", "gate", "gamma", "shifts"):
+        assert torch.equal(getattr(sharp, name), getattr(plain, name))
