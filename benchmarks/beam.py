@@ -2,7 +2,7 @@
 
     python benchmarks/beam.py               a minute
     python benchmarks/beam.py --batch 1     one sentence at a time
-    python benchmarks/beam.py --recipe multi30k_attention   a translator that is trained too, on its test split
+    python benchmarks/beam.py --recipe demo_translator      a translator that is trained too (`make demo`), on its test split
 
 The first model is `models/seq2seq.py` of the size at which JoeyNMT is compared, with random weights: bi-directional
 LSTM-256, LSTM-256 decoder with general attention and input feeding, vocabularies of 8,000. 100 sentences of 13 tokens
