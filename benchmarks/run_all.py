@@ -39,6 +39,10 @@ BENCHMARKS: dict[str, tuple[str, list[str]]] = {
     "joeynmt": ("Translation beside JoeyNMT", []),
 }
 ABOUT = {
+    "beam": (
+        "The beam keeps below three times greedy decoding by sentences that it puts away as soon as they are done; a "
+        "model with random weights ends none."
+    ),
     "joeynmt": (
         "JoeyNMT comes from the package index into an environment of its own. Both systems read the same subwords of "
         "Multi30k de-en in batches of the same number of tokens, padding included, and train a model of the same "
@@ -48,7 +52,7 @@ ABOUT = {
         "all it has on a CPU, and does not sort by length; ours trains in bfloat16 on batches of like length. For BLEU "
         "each trains for the same minutes, validation not counted; JoeyNMT with Adam and a rate that falls by a tenth "
         "each epoch, ours with AdamW, a cosine and averaged weights. One code scores both."
-    )
+    ),
 }
 
 
