@@ -22,6 +22,7 @@ from unroll.pictures import draw_all
 from unroll.place import Place
 from unroll.stages import caption as caption_stage
 from unroll.tasks.captioning import HardAttention, Task, doubly_stochastic, reinforce, token_cider
+from unroll.tasks.generation import with_any_words
 from unroll.training.context import WorkerContext
 from unroll.training.runs import build, train_one
 
@@ -157,6 +158,7 @@ def test_the_reward_counts_the_end_of_a_caption(place: Place) -> None:
     ("name", "objective"),
     [
         ("show_tell", {"captions": 2, "scheduled_sampling": 0.3, "augmentation": {"smallest": 0.7, "flip": True}}),
+        ("show_attend_tell", {"word_replacement": 0.3, "spare_missing": True, "captions": 2}),
         ("show_attend_tell", {"doubly_stochastic": 0.1, "validation": "cider"}),
         ("show_attend_tell", {"hard": {"reward": 0.5}}),
         ("show_tell", {"sequence": {"loss": "self_critical", "reward": "cider", "search": "sample", "candidates": 2, "longest": 9}}),
@@ -170,6 +172,15 @@ def test_every_objective_trains(name: str, objective: dict[str, Any], place: Pla
     cost = train_one(made, 1, place, WorkerContext())
     assert cost["steps"] == 3
     assert cost["parameters"] > 0
+
+
+def test_replaced_words_are_read_and_not_asked_for() -> None:
+    tokens = torch.tensor([[9, 1, 2, 3, 4, 5]]).repeat(200, 1)  # BOS is 9
+    read = with_any_words(tokens, 0.25, 9)
+    assert torch.equal(read[:, 0], tokens[:, 0])
+    assert int(read[:, 1:].max()) <= 8
+    changed = (read != tokens)[:, 1:].float().mean()
+    assert float(changed) == pytest.approx(0.25 * 8 / 9, abs=0.04)
 
 
 def test_parts_give_the_sums_of_one_pass(place: Place) -> None:

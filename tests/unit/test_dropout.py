@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unroll.layers.dropout import Dropout, WeightDropout, WordDropout, draw_mask, dropout_place
+from unroll.layers.dropout import Dropout, WeightDropout, WordDropout, draw_integers, draw_mask, dropout_place
 
 CPU = torch.device("cpu")
 
@@ -59,6 +59,17 @@ def test_masks_do_not_depend_on_workers_accumulation_or_padding() -> None:
         assert torch.equal(part[0], whole[0][first : first + count, :4])
         assert torch.equal(part[1], whole[1][first : first + count])
         assert torch.equal(part[2], whole[2])
+
+
+def test_integers_are_uniform_and_depend_neither_on_workers_nor_on_padding() -> None:
+    with dropout_place(1, 7, 0, 400):
+        whole = draw_integers((400, 50), 5, CPU)
+    with dropout_place(1, 7, 150, 400):
+        part = draw_integers((100, 30), 5, CPU)
+    assert torch.equal(part, whole[150:250, :30])
+    shares = torch.bincount(whole.flatten(), minlength=5) / whole.numel()
+    assert len(shares) == 5
+    assert torch.allclose(shares, torch.full((5,), 0.2), atol=0.02)
 
 
 def test_a_step_draws_the_same_masks_when_it_is_run_again() -> None:

@@ -83,6 +83,24 @@ def draw_mask(shape: Sequence[int], p: float, rows: bool, device: torch.device, 
     Raises:
         ValueError: more rows than the global batch of `dropout_place` has.
     """
+    bits = _drawn_bits(shape, rows, device)
+    dropped = round(p * _LEVELS)
+    kept = bits >= dropped - _LEVELS // 2
+    return kept.to(dtype).mul_(_LEVELS / (_LEVELS - dropped)).reshape(shape)
+
+
+def draw_integers(shape: Sequence[int], below: int, device: torch.device) -> Tensor:
+    """Uniform int64 in [0, `below`) of `shape`, whose dim 0 is the batch; `below` at most 65536.
+
+    Raises:
+        ValueError: more rows than the global batch of `dropout_place` has.
+    """
+    bits = _drawn_bits(shape, True, device).long() + _LEVELS // 2
+    return (bits * below // _LEVELS).reshape(shape)
+
+
+def _drawn_bits(shape: Sequence[int], rows: bool, device: torch.device) -> Tensor:
+    """Uniform int16, one for each element of `shape`, a row of the batch to a row: [B,positions]."""
     place = _place.get()
     if place is None:
         key, first_row = int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)), 0
@@ -95,10 +113,7 @@ def draw_mask(shape: Sequence[int], p: float, rows: bool, device: torch.device, 
             raise ValueError(f"rows {first_row} to {first_row + shape[0]} of a global batch of {place.total_rows}")
     row_shape = shape[1:] if rows else shape
     row_numbers = torch.arange(shape[0] if rows else 1, device=device) + first_row
-    bits = _random_bits(key, row_numbers, math.prod(row_shape))  # [B,positions]
-    dropped = round(p * _LEVELS)
-    kept = bits >= dropped - _LEVELS // 2
-    return kept.to(dtype).mul_(_LEVELS / (_LEVELS - dropped)).reshape(shape)
+    return _random_bits(key, row_numbers, math.prod(row_shape))
 
 
 def _random_bits(key: int, rows: Tensor, count: int) -> Tensor:

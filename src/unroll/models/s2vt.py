@@ -18,6 +18,13 @@ decoder attends to every place of every frame instead, as Xu et al. 2015 (1502.0
 
     c_t = sum_s sum_p alpha_tsp [f_sp ; h2_s]         f_sp: the vector of region p of frame s
 
+h2_s holds what all frames so far showed, and lets a model learn which things go together instead of what a region is. With
+`times` a learnt vector of the frame's number, e_s, stands in its place: [f_sp ; e_s]. And with `third_layer` an LSTM reads
+what was looked at and remembers it, as in `show_attend_tell`'s `two_layers`, so that what has been named is known from
+the pictures too and not from the words alone:
+
+    h3_t = LSTM_3([h2_t ; c_t], h3_{t-1})             p(y_{t+1} | ...) = softmax(b + U tanh(W [h3_t ; c_t]))
+
 Deliberate differences: the frames' network is trained with the rest; one picture is a clip of one frame.
 
 Number to reach: MSVD, METEOR 29.8 (RGB and optical flow; 29.2 with RGB alone), with VGG.
@@ -43,9 +50,10 @@ from unroll.layers.vision import Vision, VisionOptions, seen
 
 
 class Config(Strict):
-    """`frame`: width of a frame's vector; `regions`: attention looks at the regions of all frames; `dropout` of embedded
-    words and what goes into the softmax; `word_dropout` of whole words that are read, so that the next one comes from the
-    picture and not from those before."""
+    """`frame`: width of a frame's vector; `regions`: attention looks at the regions of all frames; `times`: so many frames
+    have a vector that says which one it is, in the place of the LSTM's state, 0 for the state; `third_layer`: an LSTM
+    after attention; `dropout` of embedded words and what goes into the softmax; `word_dropout` of whole words that are
+    read, so that the next one comes from the picture and not from those before."""
 
     encoder: VisionOptions = VisionOptions()
     frame: int = Field(128, ge=1)
@@ -53,6 +61,8 @@ class Config(Strict):
     width: int = Field(256, ge=1)
     attention: Literal["none", "additive", "general"] = "none"
     regions: bool = False
+    times: int = Field(0, ge=0)
+    third_layer: bool = False
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     word_dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
@@ -60,6 +70,8 @@ class Config(Strict):
     def known(self) -> Self:
         if self.regions and self.attention == "none":
             raise ValueError("regions: says what attention looks at, found attention none; use additive or general")
+        if self.attention == "none" and (self.times or self.third_layer):
+            raise ValueError("times, third_layer: are for attention, found attention none; use additive or general")
         return self
 
 
@@ -70,6 +82,8 @@ TINY: list[dict[str, Any]] = [
     {"encoder": {"widths": [4], "groups": 2}, "frame": 4, "embedding": 5, "width": 6, "attention": "additive"},
     {"encoder": {"widths": [4], "groups": 2, "dropout": 0.2}, "frame": 4, "embedding": 5, "width": 6,
      "attention": "general", "regions": True},
+    {"encoder": {"widths": [4], "groups": 2}, "frame": 4, "embedding": 5, "width": 6, "attention": "general",
+     "regions": True, "times": 3, "third_layer": True},
     {"encoder": {"blind": True}, "frame": 4, "embedding": 5, "width": 6},
 ]  # fmt: skip
 """Small configurations, at least one for each option: what the contract tests build."""
@@ -92,6 +106,8 @@ class Model(ConditionalGenerator):
         memory = config.frame + width
         self.attention = None if config.attention == "none" else attention_layer(config.attention, width, memory)
         self.combine = None if self.attention is None else nn.Linear(width + memory, width)
+        self.times = nn.Parameter(torch.randn(config.times, width) * 0.1) if config.times else None
+        self.third = LSTM(width + memory, width) if config.third_layer else None
         self.output = Softmax(width, words)
 
     # --- reading ----------------------------------------------------------------------------------------------------
@@ -115,7 +131,12 @@ class Model(ConditionalGenerator):
         nothing = lower.new_zeros(rows, count, self.config.embedding)
         upper, upper_state = self.upper(torch.cat([lower, nothing], -1), self.upper.initial_state(rows), mask=mask)
         states = numbered(0, lower_state) | numbered(1, upper_state)
+        if self.third is not None:
+            states |= numbered(2, self.third.initial_state(rows))
         memory = {f"final.{name}": value for name, value in states.items()}
+        if self.times is not None:
+            numbers = torch.arange(count, device=frames.device).clamp_max(len(self.times) - 1)  # [F]
+            upper = self.times[numbers].expand(rows, -1, -1)  # [B,F,H]
         if self.config.regions:
             vectors = grid.view(rows, count * places, -1)  # [B,F*P,D]
             mask, upper = mask.repeat_interleave(places, 1), upper.repeat_interleave(places, 1)
@@ -126,7 +147,7 @@ class Model(ConditionalGenerator):
         return memory
 
     def initial_state(self, memory: State) -> State:
-        """{"<layer>.hidden", "<layer>.memory": [B,H]}: where reading ended."""
+        """{"<layer>.hidden", "<layer>.memory": [B,H]}: where reading ended; a third layer begins with nothing."""
         return {name.removeprefix("final."): value for name, value in memory.items() if name.startswith("final.")}
 
     # --- writing ----------------------------------------------------------------------------------------------------
@@ -141,5 +162,8 @@ class Model(ConditionalGenerator):
         after, weights = numbered(0, lower_state) | numbered(1, upper_state), None
         if self.attention is not None and self.combine is not None:
             contexts, weights = read_memory(self.attention, hidden, memory)  # [N,T,D+H] [N,T,S]
+            if self.third is not None:
+                hidden, third_state = self.third(torch.cat([hidden, contexts.to(hidden.dtype)], -1), part_of(state, 2))
+                after |= numbered(2, third_state)
             hidden = torch.tanh(self.combine(torch.cat([hidden, contexts.to(hidden.dtype)], -1)))
         return GeneratorOutput(self.dropout(hidden), after, weights)

@@ -25,7 +25,7 @@ from unroll.data.tokenizers import Tokenizer
 from unroll.data.tokenizers import load as load_tokenizer
 from unroll.decoding.conditional import expand_rows
 from unroll.errors import UserError
-from unroll.layers.dropout import draw_mask, several_for_each_row
+from unroll.layers.dropout import draw_integers, draw_mask, several_for_each_row
 from unroll.layers.generator import GeneratorOutput, bos, eos
 from unroll.losses.sequence import SequenceObjective, candidate_scores, candidates, plain_losses, sequence_loss
 from unroll.tasks.base import Loss, State
@@ -39,11 +39,14 @@ Collate = Callable[[list[dict[str, Any]], list[int]], dict[str, Tensor]]
 class GenerationObjective(Strict):
     """What training minimises. `label_smoothing`: see `layers/softmax.py`. `scheduled_sampling` (Bengio et al. 2015,
     arXiv:1506.03099): probability that the model is given its own guess in place of a true token; in the parallel form
-    (Duckworth et al. 2019, 1906.04331): the guesses are drawn after a first pass over the true tokens. `sequence`: a
-    loss over whole candidates (`losses/sequence.py`)."""
+    (Duckworth et al. 2019, 1906.04331): the guesses are drawn after a first pass over the true tokens.
+    `word_replacement` (Takase & Kiyono 2021, 2104.01853, "Rep(Uni)"): probability that it is given any word in place of a
+    true one, so that what it says next comes from the source and not from the word before. `sequence`: a loss over whole
+    candidates (`losses/sequence.py`)."""
 
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     scheduled_sampling: float = Field(0.0, ge=0.0, lt=1.0)
+    word_replacement: float = Field(0.0, ge=0.0, lt=1.0)
     sequence: SequenceObjective | None = None
 
 
@@ -103,7 +106,10 @@ class GenerationTask:
         with several_for_each_row(count) if count > 1 else nullcontext():
             if model.training and options.scheduled_sampling:
                 tokens = mixed_with_guesses(model, tensors, options.scheduled_sampling, count)
-            output = model(tokens, memory, expand_rows(model.initial_state(memory), count))
+            read = tokens
+            if model.training and options.word_replacement:
+                read = with_any_words(tokens, options.word_replacement, bos(self.vocabulary["target"]))
+            output = model(read, memory, expand_rows(model.initial_state(memory), count))
         hidden = output.hidden.flatten(0, 1)  # [N*T,D]
         total = self.log_loss(model, hidden, tokens.flatten(), targets.flatten())
         objective = total
@@ -188,6 +194,13 @@ def mixed_with_guesses(model: Any, tensors: dict[str, Tensor], probability: floa
     true = draw_mask(tokens.shape, probability, True, tokens.device, torch.float32) > 0
     true[:, 0] = True
     return torch.where(true, tokens, given)
+
+
+def with_any_words(tokens: Tensor, probability: float, words: int) -> Tensor:
+    """`tokens` [N,T], some of them, but never BOS in front, replaced by any of the `words` first ones."""
+    true = draw_mask(tokens.shape, probability, True, tokens.device, torch.float32) > 0
+    true[:, 0] = True
+    return torch.where(true, tokens, draw_integers(tokens.shape, words, tokens.device))
 
 
 def target_tensors(targets: Sequence[np.ndarray | None], vocabulary: int) -> dict[str, Tensor]:
