@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unroll.data.curriculum import Curriculum
-from unroll.data.mixed import MixedPlan
+from unroll.data.mixed import MixedPlan, StratifiedPlan
 from unroll.data.plan import SamplePlan, StreamPlan, rank_rows
 from unroll.errors import UserError
 
@@ -146,3 +146,20 @@ def test_mixed_batches_are_of_one_size_and_hold_what_the_curriculum_lets_in() ->
         assert len({tuple(row) for row in taken.tolist()}) == samples
         assert lengths[taken @ [50, 1]][:, 1].max() == hardest
     assert len({length for length, _ in lengths[plan.batches(2)[0] @ [50, 1]].tolist()}) > 2
+
+
+def test_stratified_batches_hold_every_kind_in_its_share() -> None:
+    kinds = np.array([3] * 20 + [1] * 60 + [2] * 40)
+    lengths = np.array([[1 + n % 5] for n in range(120)])
+    plan = StratifiedPlan(13, lambda shard, epoch: kinds, [120], lambda shard, epoch: lengths, 8, 1)
+    for window in range(2):
+        batches = plan.batches(window)
+        assert [len(batch) for batch in batches] == [12] * 10
+        assert sorted(index for batch in batches for _, index in batch.tolist()) == list(range(120))
+        for batch in batches:
+            taken = kinds[batch[:, 1]]
+            assert taken.tolist() == sorted(taken.tolist())  # 1 is the largest kind, 3 the smallest
+            assert np.abs(np.bincount(taken, minlength=4) - [0, 6, 4, 2]).max() <= 1
+            for kind in (1, 2, 3):
+                assert (np.diff(lengths[batch[taken == kind, 1], 0]) >= 0).all()
+    assert any((a != b).any() for a, b in zip(plan.batches(0), plan.batches(1), strict=True))

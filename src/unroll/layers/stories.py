@@ -69,12 +69,6 @@ def weighted_words(sentences: Tensor, weights: Tensor, words: int) -> Tensor:
     return bags.scatter_add_(-1, sentences, weights * (sentences > 0))
 
 
-def compact(sentences: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """Word ids [...,W] and a table [V,...] without the words that no sentence has; 0 stays padding."""
-    present = torch.cat([sentences.new_zeros(1), sentences.flatten()]).unique()
-    return torch.searchsorted(present, sentences), table[present]
-
-
 def distinct(sentences: Tensor, words: int) -> tuple[Tensor, Tensor]:
     """The sentences [N,W] that differ [U,W], and which of them each one is [N]. Stories say few things many times."""
     number = torch.zeros(len(sentences), dtype=torch.int64, device=sentences.device)
@@ -114,28 +108,19 @@ class SentenceEncoder(nn.Module):
 
 class AnswerLayer(nn.Module):
     """Scores of the answers. An answer of the list has a weight vector of its own; an entity e scores P h . x_e with
-    its word's embedding x_e, so what is learnt about one entity holds for all of them. `models`: layers in one, of which
-    a row uses that of its task."""
+    its word's embedding x_e, so what is learnt about one entity holds for all of them."""
 
-    def __init__(self, width: int, vocabulary: Mapping[str, int], embedding: int, models: int = 1) -> None:
+    def __init__(self, width: int, vocabulary: Mapping[str, int], embedding: int) -> None:
         super().__init__()
-        self.entities, self.models = vocabulary["entities"], models
-        self.listed = nn.Linear(width, (vocabulary["answers"] - self.entities) * models)
-        self.project = nn.Linear(width, embedding * models) if self.entities else None
+        self.entities = vocabulary["entities"]
+        self.listed = nn.Linear(width, vocabulary["answers"] - self.entities)
+        self.project = nn.Linear(width, embedding) if self.entities else None
 
-    def forward(self, hidden: Tensor, words: Tensor, task: Tensor | None = None) -> Tensor:
-        """hidden [B,D], embeddings of the words [models V,E], tasks [B] where there are several models -> [B,A]."""
-        listed = self._of_task(self.listed(hidden), task)
+    def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
+        """hidden [B,D], embeddings of the words [V,E] -> [B,A]."""
+        listed: Tensor = self.listed(hidden)
         if self.project is None:
             return listed
-        of_models = words.to(listed.dtype).unflatten(0, (self.models, -1))  # [models,V,E]
-        named = of_models[:, ENTITIES : ENTITIES + self.entities]  # [models,N,E]
-        projected = self._of_task(self.project(hidden), task)  # [B,E]
-        entities = projected @ named[0].T if task is None else (named[task] @ projected[..., None])[..., 0]  # [B,N]
+        named = words[ENTITIES : ENTITIES + self.entities].to(listed.dtype)  # [N,E]
+        entities = self.project(hidden) @ named.T  # [B,N]
         return torch.cat([listed[:, :1], entities.to(listed.dtype), listed[:, 1:]], -1)
-
-    def _of_task(self, outputs: Tensor, task: Tensor | None) -> Tensor:
-        """The outputs of each row's own model: [B,models n] -> [B,n]."""
-        if task is None:
-            return outputs
-        return outputs.unflatten(1, (self.models, -1))[torch.arange(len(task), device=task.device), task]

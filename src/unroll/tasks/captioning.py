@@ -148,9 +148,7 @@ class Task(GenerationTask):
 
     def passes(self, context: WorkerContext) -> int:
         train = self.training
-        if train.rows_per_pass is None:
-            return context.passes(train.parts)
-        return -(-batch_size(train, self.recipe.name, "batch") // (context.size * train.rows_per_pass))
+        return context.passes(train.parts, batch_size(train, self.recipe.name, "batch"), train.rows_per_pass)
 
     @cached_property
     def missing(self) -> Tensor:

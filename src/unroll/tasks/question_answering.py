@@ -5,7 +5,8 @@ story at hand. `objective.answers: one` takes the likeliest (cross-entropy); `se
 likelier than not, at least the likeliest one (a sigmoid for each, binary cross-entropy).
 
 Training: batches of questions about stories of like length, `train.batch_tokens` being questions x (facts of the
-longest story + `objective.question_cost`), which stands for what a question costs beside its facts. With anonymised
+longest story + `objective.question_cost`), which stands for what a question costs beside its facts. Or `train.batch`
+questions, in equal parts of all tasks unless `objective.share` says otherwise: what each task's own batch would be. With anonymised
 names each question is given other numbers for its names in each epoch, so that a number means nothing by itself.
 `objective.time_noise` puts empty facts in at random (Sukhbaatar et al. 2015, 4.2), `objective.linear` takes the softmax
 out of the attention of a model that can do without; with `train.then` it makes the linear start of that paper.
@@ -34,6 +35,7 @@ from torch import Tensor
 
 from unroll.config import Recipe, Strict, Training, check
 from unroll.data.loader import MASKED, Batch, SampleLoader
+from unroll.data.mixed import StratifiedPlan
 from unroll.data.plan import SamplePlan, sample_key
 from unroll.data.shards import SampleReader, load_manifest
 from unroll.data.stories import ENTITIES, PADDING, StoryTokenizer
@@ -107,30 +109,32 @@ class Task:
         """What `validate` gives: lower is better."""
         return self.objective.validation
 
-    def plan(self, split: str, seed: int) -> tuple[StoryTable, SamplePlan]:
-        """Which questions form step n."""
-        tokens = self.training.batch_tokens
-        if tokens is None:
-            raise UserError(f"recipes.{self.recipe.name}.train.batch_tokens: missing; questions are batched by facts")
-        reader = SampleReader(self.folder, split)
-        cost = self.objective.question_cost
-        plan = SamplePlan(
-            reader.shard_counts, lambda shard, _: reader.lengths(shard) + cost, tokens, WINDOW_SHARDS, seed
-        )
-        return StoryTable.of(reader), plan
-
     def training_plan(self, seed: int) -> tuple[StoryTable, SamplePlan, Shares | None]:
-        """The plan of the training split; with `share` over rows that are other ones in each epoch."""
-        table, plan = self.plan("train", seed)
-        if not self.objective.share:
+        """Which questions of the training split form step n; with `share` or `train.batch` over rows that are other ones
+        in each epoch."""
+        reader, cost, tokens = (
+            SampleReader(self.folder, "train"),
+            self.objective.question_cost,
+            self.training.batch_tokens,
+        )
+        table = StoryTable.of(reader)
+        if tokens is not None and not self.objective.share:
+            counts = reader.shard_counts
+            plan = SamplePlan(counts, lambda shard, _: reader.lengths(shard) + cost, tokens, WINDOW_SHARDS, seed)
             return table, plan, None
         shares = Shares(table.tasks, self.objective.share, seed)
-        cost = self.objective.question_cost
+        counts = [len(shares.rows(0))]
 
         def lengths(_: int, epoch: int) -> np.ndarray:
             return table.fact_counts[shares.rows(epoch)][:, None] + cost
 
-        return table, SamplePlan([len(shares.rows(0))], lengths, plan.batch_tokens, WINDOW_SHARDS, seed), shares
+        def tasks(_: int, epoch: int) -> np.ndarray:
+            return table.tasks[shares.rows(epoch)]
+
+        if tokens is not None:
+            return table, SamplePlan(counts, lengths, tokens, WINDOW_SHARDS, seed), shares
+        assert self.training.batch is not None
+        return table, StratifiedPlan(self.training.batch, tasks, counts, lengths, WINDOW_SHARDS, seed), shares
 
     def total_steps(self, seed: int) -> int:
         """Number of updates of the whole run."""
@@ -146,7 +150,8 @@ class Task:
         options = self.objective
         shuffled = options.names == "shuffled"
         collate = Collate(table, self.vocabulary["entities"], shuffled, options.time_noise, seed, shares)
-        passes = context.passes(self.training.parts)
+        train = self.training
+        passes = context.passes(train.parts, train.batch or 0, train.rows_per_pass if train.batch else None)
         return SampleLoader(table, plan, collate, context.rank, context.size, passes, position)  # type: ignore[arg-type]
 
     def loss(self, model: Any, batch: Batch, carry: State | None) -> Loss:

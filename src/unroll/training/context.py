@@ -78,12 +78,15 @@ class WorkerContext:
         own = self.passes(parts)
         return [rank_rows(total_rows, self.rank, self.size, number, own) for number in range(own)]
 
-    def passes(self, parts: int | None) -> int:
-        """How many slices this worker takes of a batch: one, or its share of the `parts`.
+    def passes(self, parts: int | None, rows: int = 0, rows_per_pass: int | None = None) -> int:
+        """How many slices this worker takes of a batch: its share of the `parts`, or as many as keep its share of `rows`
+        within `rows_per_pass`, else one.
 
         Raises:
             UserError: the workers cannot share the parts evenly.
         """
+        if rows_per_pass is not None:
+            return -(-rows // (self.size * rows_per_pass))
         return 1 if parts is None else parts_of_worker(parts, self.size)
 
     def _reduce(self, tensor: Tensor, in_tree: bool) -> None:
@@ -93,13 +96,15 @@ class WorkerContext:
             dist.all_reduce(tensor)
 
     def sum_gradients(self, parameters: list[torch.nn.Parameter], in_tree: bool = False) -> None:
-        """Add the gradients of all workers, as one flat message per type of number."""
-        if self.size == 1:
-            return
+        """Add the gradients of all workers, as one flat message per type of number. Where none of them has one it is 0 for
+        any number of workers: an optimiser passes over what has no gradient, but moves what has a gradient of 0."""
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            elif parameter.grad.is_sparse:
+        if self.size == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is not None and parameter.grad.is_sparse:
                 parameter.grad = parameter.grad.to_dense()
         by_type: dict[torch.dtype, list[Tensor]] = {}
         for parameter in parameters:
