@@ -156,7 +156,11 @@ class Model(StoryModel):
     @property
     def flops_per_token(self) -> int:
         """Of the model that a fact goes through."""
-        return self.of_task[0].flops_per_token if self.config.per_task else super().flops_per_token
+        if not self.config.per_task:
+            return super().flops_per_token
+        first = self.of_task[0]
+        assert isinstance(first, Model)
+        return first.flops_per_token
 
     def _rectified(self, state: Tensor) -> Tensor:
         count = round(self.config.rectified * self.config.width)
