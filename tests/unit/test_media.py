@@ -6,6 +6,7 @@ from media_files import clip, encoded, grey_steps, picture
 from PIL import Image
 
 from unroll.data.media import (
+    LUMINANCE,
     Augmentation,
     MediaError,
     decode_clip,
@@ -134,6 +135,24 @@ def test_without_flip_left_stays_left() -> None:
     for key in range(30):
         view = read_image(encoded(PIXELS), 24, "image", drawn, key)
         assert view[:, 0, 0].mean() < view[:, -1, 0].mean()
+
+
+def test_grey_images_differ_in_contrast_and_the_others_in_colour() -> None:
+    halves = np.concatenate([np.full((16, 8, 3), 60, np.uint8), np.full((16, 8, 3), 180, np.uint8)], 1)
+    halves[:, :8, 0] = 200
+    data = encoded(halves)
+    grey = [read_image(data, 16, "image", Augmentation(grey=1.0, grey_contrast=0.8), key) for key in range(40)]
+    steps = [float(view[..., 0].astype(int).max() - view[..., 0].min()) for view in grey]
+    assert all((view == view[..., :1]).all() for view in grey)
+    assert min(steps) < 30
+    assert max(steps) > 100
+    assert all(abs(float(view.mean()) - 141) < 1.5 for view in grey)  # of the luminances 102 and 180
+    coloured = [read_image(data, 16, "image", Augmentation(saturation=0.5), key) for key in range(40)]
+    spread = [int(view[8, 2].max()) - int(view[8, 2].min()) for view in coloured]
+    assert min(spread) < 90
+    assert max(spread) > 190
+    assert all(abs(float(view[8, 2] @ LUMINANCE) - 102) < 1.5 for view in coloured if view[8, 2].max() < 255)
+    assert read_image(data, 16, "image", Augmentation(grey=1.0), 3).max() == 180
 
 
 def test_a_share_of_the_images_and_clips_is_grey() -> None:

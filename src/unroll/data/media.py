@@ -79,13 +79,17 @@ class Augmentation(Strict):
     """What is drawn anew for each sample and epoch. `smallest`: a random crop has this share of the area at least;
     `stretch`: its sides may be so much longer or shorter; `flip`: half of the images are mirrored (not for data that
     speaks of left and right); `brightness`: factor between 1 - b and 1 + b; `grey`: this share of the images has no
-    colours, so that a shape is learnt whatever its colour (as in Chen et al. 2020, arXiv:2002.05709)."""
+    colours, so that a shape is learnt whatever its colour (as in Chen et al. 2020, arXiv:2002.05709); `grey_contrast`:
+    their differences from their mean by a factor between 1 - c and 1 + c, so that it is learnt however bright it is;
+    `saturation`: the colours of the others, as differences from grey, by a factor between 1 - s and 1 + s."""
 
     smallest: float = Field(1.0, gt=0.0, le=1.0)
     stretch: float = Field(1.0, ge=1.0, le=4.0)
     flip: bool = False
     brightness: float = Field(0.0, ge=0.0, lt=1.0)
     grey: float = Field(0.0, ge=0.0, le=1.0)
+    grey_contrast: float = Field(0.0, ge=0.0, le=1.0)
+    saturation: float = Field(0.0, ge=0.0, le=1.0)
 
 
 # ---------------------------------------------------------------- images
@@ -192,16 +196,28 @@ class _View:
         self._brightness = augmentation.brightness if augmentation is not None else 0.0
         self._factor = 1 + self._brightness * (2 * generator.random() - 1) if self._brightness else 1.0
         self._grey = augmentation is not None and augmentation.grey > 0 and generator.random() < augmentation.grey
+        spread = 0.0 if augmentation is None else augmentation.grey_contrast if self._grey else augmentation.saturation
+        self._contrast = 1 + spread * (2 * generator.random() - 1) if spread else 1.0
 
     def recoloured(self, pixels: np.ndarray) -> np.ndarray:
-        """The pixels [...,3], grey or not, and all brighter or darker by the same factor."""
-        if self._grey:
-            luminance = (pixels @ LUMINANCE).round().astype(np.uint8)  # [...]
-            pixels = np.repeat(luminance[..., None], 3, -1)
+        """The pixels [...,3], grey or not, of more or less contrast, and all brighter or darker by the same factor."""
+        if self._grey or self._contrast != 1.0:
+            luminance = pixels @ LUMINANCE  # [...]
+            if self._grey:
+                grey = luminance if self._contrast == 1.0 else _apart(luminance, luminance.mean(), self._contrast)
+                pixels = np.repeat(grey.round().astype(np.uint8)[..., None], 3, -1)
+            else:
+                pixels = _apart(pixels, luminance[..., None], self._contrast).round().astype(np.uint8)
         if not self._brightness:
             return pixels
         levels: np.ndarray = (np.arange(256) * self._factor).round().clip(0, 255).astype(np.uint8)
         return levels[pixels]
+
+
+def _apart(values: np.ndarray, middle: Any, factor: float) -> np.ndarray:
+    """`values` whose differences from `middle` are multiplied by a factor, within [0, 255]."""
+    moved: np.ndarray = (middle + factor * (values - middle)).clip(0, 255)
+    return moved
 
 
 def _box(
