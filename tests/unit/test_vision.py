@@ -12,7 +12,16 @@ import torch.nn.functional as F
 
 from unroll.config import check
 from unroll.errors import UserError
-from unroll.layers.vision import BLIND_REGIONS, DenseOutput, Vision, VisionOptions, coordinates, seen
+from unroll.layers.vision import (
+    BLIND_REGIONS,
+    DenseOutput,
+    Vision,
+    VisionOptions,
+    brightness,
+    colours,
+    coordinates,
+    seen,
+)
 
 
 def pictures(count: int = 2, side: int = 32) -> torch.Tensor:
@@ -38,6 +47,22 @@ def test_a_region_sees_what_is_where_it_is() -> None:
     changed[0, 24:, :8] = 0  # the lower left corner: grid rows 6 and 7, columns 0 and 1
     moved = (vision(picture) - vision(changed)).abs().sum(-1).view(8, 8)
     assert moved[6:, :2].min() > 3 * moved[:4, 4:].max()  # what is left there comes through the normalisation
+
+
+@torch.no_grad()
+def test_with_colour_beside_the_network_sees_brightness_alone() -> None:
+    torch.manual_seed(1)
+    vision = Vision(VisionOptions(widths=[8], groups=2, stem=4, colour="beside"), 6).double().eval()
+    picture = torch.randint(60, 200, (1, 16, 16, 3), dtype=torch.uint8)
+    grey = brightness(picture).round().to(torch.uint8).expand(-1, -1, -1, 3)
+    torch.testing.assert_close(vision.features(picture), vision.features(grey), atol=0.05, rtol=0.1)
+    red = torch.tensor([200, 60, 60], dtype=torch.uint8).expand(1, 16, 16, 3)
+    found = colours(red, 4, 4)
+    assert found.shape == (1, 16, 2)
+    assert float(found[0, 5, 0]) == pytest.approx((200 - (0.299 * 200 + 0.701 * 60)) / 255, abs=1e-5)
+    assert float(colours(grey, 4, 4).abs().max()) < 1e-5
+    shown = (vision(picture) - vision(grey)).abs().amax(-1)
+    assert float(shown.max()) > 0.01  # the colour does tell
 
 
 @pytest.mark.parametrize("tuned", ["all", "last", "none"])

@@ -83,6 +83,7 @@ TINY: list[dict[str, Any]] = [
     {"encoder": {"blind": True}, "region": 4, "embedding": 5, "width": 6},
     {"encoder": {"widths": [4, 8], "groups": 2}, "region": 4, "embedding": 5, "width": 6, "two_layers": True,
      "dropout": 0.2, "word_dropout": 0.2},
+    {"encoder": {"widths": [4, 8], "groups": 2, "colour": "beside"}, "region": 4, "embedding": 5, "width": 6},
 ]  # fmt: skip
 """Small configurations, at least one for each option: what the contract tests build."""
 
