@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from unroll.losses.analogy import losses_without, missing_pairs, total_loss_without
+from unroll.losses.analogy import followers, losses_without, missing_pairs, total_loss_without
 
 WORDS = ["a", "red", "green", "blue", "star", "ring", "box", "is", "left", "of", "here"]
 NUMBER = {word: number for number, word in enumerate(WORDS)}
@@ -46,6 +46,20 @@ def test_the_loss_leaves_the_missing_out_and_gives_them_no_gradient() -> None:
     assert logits.grad[0, 2].abs() < 1e-12
     assert logits.grad[1].abs().min() > 0
     assert not logits.grad[2].any()
+
+
+def test_words_that_are_missing_before_the_next_one_can_be_left_out_too() -> None:
+    missing = torch.zeros(5, 5, dtype=torch.bool)
+    missing[1, 2] = True  # word 1 is missing before word 2
+    targets = torch.tensor([3, 2, 4, 3, 4, -1])  # 4 ends a caption
+    following = followers(targets, 4)
+    assert following.tolist() == [2, 4, -1, 4, -1, -1]
+    logits = torch.randn(6, 5, dtype=torch.float64)
+    loss = total_loss_without(missing, logits.log_softmax(-1), torch.zeros(6, dtype=torch.int64), targets, following)
+    kept = logits[0, [0, 2, 3, 4]].log_softmax(-1)[2] + sum(
+        logits[n].log_softmax(-1)[t] for n, t in [(1, 2), (2, 4), (3, 3), (4, 4)]
+    )
+    assert loss.item() == pytest.approx(-kept.item())
 
 
 def test_a_target_counts_even_where_its_pair_was_held_to_be_missing() -> None:

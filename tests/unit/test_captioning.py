@@ -158,7 +158,7 @@ def test_the_reward_counts_the_end_of_a_caption(place: Place) -> None:
     ("name", "objective"),
     [
         ("show_tell", {"captions": 2, "scheduled_sampling": 0.3, "augmentation": {"smallest": 0.7, "flip": True}}),
-        ("show_attend_tell", {"word_replacement": 0.3, "spare_missing": True, "captions": 2}),
+        ("show_attend_tell", {"word_replacement": 0.3, "spare_missing": "both", "captions": 2}),
         ("show_attend_tell", {"doubly_stochastic": 0.1, "validation": "cider"}),
         ("show_attend_tell", {"hard": {"reward": 0.5}}),
         ("show_tell", {"sequence": {"loss": "self_critical", "reward": "cider", "search": "sample", "candidates": 2, "longest": 9}}),

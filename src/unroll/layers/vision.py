@@ -11,9 +11,10 @@ statistics, so a picture's features depend neither on its neighbours nor on the 
     grid_p    = W [features_p ; x_p ; y_p]             x, y in [-1, 1]: where the region is, which convolutions do not say
     vector    = mean_p relu(grid_p)
 
-With `colour: beside` the network sees brightness Y alone, and the colour of a region is told like its place: its mean
-differences R - Y and B - Y stand beside its features. A shape is then the same whatever its colour, where a network that
-sees both at once learns the shapes of each colour, and takes the pink circle, if it has seen none, for a pink square.
+With `colour: beside` the network sees the least and the largest of R, G and B of each pixel, which say nothing of hue, and
+the colour of a region is told like its place: its mean differences R - Y and B - Y from brightness stand beside its
+features. A shape is then the same whatever its colour, where a network that sees both at once learns the shapes of each
+colour, and takes the pink circle, if it has seen none, for a pink square.
 
 A picture of 64 x 64 with a stem of 4 and two stages gives a grid of 8 x 8 regions, row by row. Forward and backward of
 64 such pictures, widths 48 and 96, take 51 ms in bf16 on one core with AMX.
@@ -40,7 +41,7 @@ class VisionOptions(Strict):
     stored: the data set holds features of so many channels in the place of pictures (preparer caption_features).
     pretrained: name of a model of Hugging Face `transformers` that stands in for the network of our own.
     tuned: what training changes: `all`, the `last` stage, or `none`. What is not tuned is computed without gradients.
-    colour: `mixed`, or `beside` what the network makes of brightness, see above.
+    colour: `mixed`, or `beside` what the network makes of a picture without hues, see above.
     dropout: of what the encoder gives, the same channels for all regions or frames. blind: the picture is not looked at;
     a grid that is learnt stands in its place, the same for every picture: what is left is what words alone predict.
     """
@@ -89,12 +90,12 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualNetwork(nn.Module):
-    """A stem and stages of residual blocks: pictures [B,3,H,W], or their brightness [B,1,H,W] -> features [B,C,H',W']."""
+    """A stem and stages of residual blocks: pictures [B,3,H,W], without hues [B,2,H,W] -> features [B,C,H',W']."""
 
     def __init__(self, options: VisionOptions) -> None:
         super().__init__()
         widths, stem = options.widths, options.stem
-        self.stem = nn.Conv2d(3 if options.colour == "mixed" else 1, widths[0], stem, stem)
+        self.stem = nn.Conv2d(3 if options.colour == "mixed" else 2, widths[0], stem, stem)
         self.stages = nn.ModuleList()
         for number, width in enumerate(widths):
             before, stride = (widths[max(0, number - 1)], 1 if number == 0 else 2)
@@ -213,8 +214,8 @@ class Vision(nn.Module):
             raise UserError(f"encoder.stored: found {self.options.stored}, the data set holds {held}")
         if stored is not None:
             return pictures.to(like.dtype)
-        shown = brightness(pictures) if self.options.colour == "beside" else pictures
-        inputs = (shown.to(like.dtype) / 127.5 - 1).permute(0, 3, 1, 2)  # [B,3,H,W] or [B,1,H,W]
+        shown = without_hue(pictures) if self.options.colour == "beside" else pictures
+        inputs = (shown.to(like.dtype) / 127.5 - 1).permute(0, 3, 1, 2)  # [B,3,H,W] or [B,2,H,W]
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.options.tuned != "none"):
             features: Tensor = self.network(inputs)
         return features
@@ -236,15 +237,18 @@ def coordinates(height: int, width: int, like: Tensor) -> Tensor:
     return torch.stack([x.repeat(height), y.repeat_interleave(width)], -1)
 
 
-def brightness(pictures: Tensor) -> Tensor:
-    """Y of ITU-R BT.601, 0 to 255: uint8 [B,H,W,3] -> float32 [B,H,W,1]."""
-    weights = torch.tensor([0.299, 0.587, 0.114], device=pictures.device)
-    return (pictures * weights).sum(-1, keepdim=True)  # no matrix product, which mixed precision would round
+def without_hue(pictures: Tensor) -> Tensor:
+    """The least and the largest of R, G and B, the whiteness and blackness of a colour (Smith & Lyons 1996, HWB):
+    uint8 [B,H,W,3] -> uint8 [B,H,W,2]."""
+    return torch.stack([pictures.amin(-1), pictures.amax(-1)], -1)
 
 
 def colours(pictures: Tensor, height: int, width: int) -> Tensor:
-    """Mean R - Y and B - Y of every region of a grid, row by row, within [-1, 1]: uint8 [B,H,W,3] -> [B,P,2]."""
-    differences = (pictures[..., ::2].float() - brightness(pictures)) / 255  # [B,H,W,2]
+    """Mean R - Y and B - Y of every region of a grid, row by row, within [-1, 1]: uint8 [B,H,W,3] -> [B,P,2]. Y is the
+    brightness of ITU-R BT.601."""
+    weights = torch.tensor([0.299, 0.587, 0.114], device=pictures.device)
+    brightness = (pictures * weights).sum(-1, keepdim=True)  # no matrix product, which mixed precision would round
+    differences = (pictures[..., ::2] - brightness) / 255  # [B,H,W,2]
     return F.adaptive_avg_pool2d(differences.permute(0, 3, 1, 2), (height, width)).flatten(2).transpose(1, 2)
 
 

@@ -13,7 +13,8 @@ Words of one kind (colours) are alike as the same words stand before and after t
 articles alone, and no word like it by anything else.
 
 The loss leaves missing pairs out of the softmax where the word before is read, as no caption there could have had them:
-they are neither punished nor favoured. Decoding is as always.
+they are neither punished nor favoured. The word before is half of it: at a star a model learns never to say "red" either,
+because no star was. So words that are missing before the one that follows can be left out too. Decoding is as always.
 """
 
 from __future__ import annotations
@@ -49,13 +50,24 @@ def _shares(counts: np.ndarray) -> np.ndarray:
     return counts / np.maximum(counts.sum(1, keepdims=True), 1e-12)
 
 
-def total_loss_without(missing: Tensor, log_probabilities: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+def total_loss_without(
+    missing: Tensor, log_probabilities: Tensor, tokens: Tensor, targets: Tensor, following: Tensor | None = None
+) -> Tensor:
     """The sum of -log p of `targets` [N], -1 where there is none, with p over the words that are not `missing` [V,V] after
-    `tokens` [N], from `log_probabilities` [N,V]; a target itself always counts."""
+    `tokens` [N], nor before `following` [N], -1 where nothing follows, from `log_probabilities` [N,V]; a target itself
+    always counts."""
     left_out = missing[tokens]  # [N,V]
+    if following is not None:
+        left_out = left_out | (missing.T[following.clamp_min(0)] & (following >= 0)[:, None])
     left_out = left_out.scatter(1, targets.clamp_min(0)[:, None], False)
     scores = log_probabilities.masked_fill(left_out, -torch.inf)
     return F.cross_entropy(scores, targets, ignore_index=-1, reduction="sum")
+
+
+def followers(targets: Tensor, end: int) -> Tensor:
+    """The word after each of `targets` [N], captions one after the other that are closed by `end`, -1 where there is none."""
+    after = torch.cat([targets[1:], targets.new_full((1,), -1)])
+    return torch.where((targets == end) | (targets < 0), -1, after)
 
 
 def losses_without(missing: Tensor, log_probabilities: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:

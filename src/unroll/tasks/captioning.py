@@ -35,7 +35,7 @@ from unroll.decoding.beam import BeamOptions, beam_search
 from unroll.decoding.conditional import Hypothesis, LengthOptions, greedy
 from unroll.errors import UserError
 from unroll.layers.generator import GeneratorOutput, eos
-from unroll.losses.analogy import losses_without, missing_pairs, total_loss_without
+from unroll.losses.analogy import followers, losses_without, missing_pairs, total_loss_without
 from unroll.losses.cider import Cider
 from unroll.progress import progress
 from unroll.tasks.base import State
@@ -65,7 +65,8 @@ class Objective(GenerationObjective):
 
     captions: how many of a picture's are in each batch, drawn for each epoch; 0: all. doubly_stochastic: weight of
     sum_p (1 - sum_t alpha_tp)^2 for each caption. hard: of a model with hard attention. spare_missing: do not teach
-    that a pair of words is wrong which the training captions merely lack ("red star"), see `losses/analogy.py`.
+    that a pair of words is wrong which the training captions merely lack ("red star"), see `losses/analogy.py`; `both`: in
+    the words' own loss neither after the word before nor before the word after.
     validation: what is scored on the validation split, the mean log-loss of a token or -CIDEr-D of greedy captions.
     """
 
@@ -75,7 +76,7 @@ class Objective(GenerationObjective):
     captions: int = Field(0, ge=0)
     doubly_stochastic: float = Field(0.0, ge=0.0)
     hard: HardAttention = HardAttention()
-    spare_missing: bool = False
+    spare_missing: bool | Literal["both"] = False
     validation: Literal["loss", "cider"] = "loss"
 
     @model_validator(mode="after")
@@ -160,7 +161,9 @@ class Task(GenerationTask):
         if not (self.objective.spare_missing and model.training):
             return super().log_loss(model, hidden, tokens, targets)
         scores = model.output.log_probabilities(hidden)  # [N,V]
-        return total_loss_without(self.missing.to(tokens.device), scores, tokens, targets)
+        both = self.objective.spare_missing == "both"
+        following = followers(targets, eos(self.vocabulary["target"])) if both else None
+        return total_loss_without(self.missing.to(tokens.device), scores, tokens, targets, following)
 
     def token_losses(self, model: Any, hidden: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
         if not self.objective.spare_missing:
