@@ -80,6 +80,24 @@ def test_priority_sort_gives_the_highest_first() -> None:
     np.testing.assert_array_equal(drawn.targets[7, 21:], drawn.inputs[7, order, :8])
 
 
+def test_near_priorities_are_near_and_leave_other_draws_alone() -> None:
+    """Ties are common with `near`; without it, lists are what they were before there was such an option."""
+    gaps = {}
+    for near in (0.0, 0.5):
+        drawn = operation_of("priority_sort", {"near": near}, "").draw(np.random.default_rng(3), 400, (20,))
+        priorities = np.sort(drawn.inputs[:, :20, 8])
+        assert np.abs(priorities).max() <= 1
+        gaps[near] = float((np.diff(priorities) < 0.002).mean())
+        order = np.argsort(-drawn.inputs[9, :20, 8], kind="stable")[:16]
+        np.testing.assert_array_equal(drawn.targets[9, 21:], drawn.inputs[9, order, :8])
+    assert gaps[0.0] < 0.03
+    assert gaps[0.5] > 2 * gaps[0.0]
+    generator = np.random.default_rng(3)
+    plain, _ = draw("priority_sort", (20,))
+    generator.integers(0, 2**64, ROWS * 20 * 8 // 64, dtype=np.uint64)  # the vectors' bits
+    np.testing.assert_allclose(plain.inputs[:, :20, 8], generator.uniform(-1, 1, (ROWS, 20)), rtol=1e-6)
+
+
 def test_the_adding_problem_marks_one_number_in_each_half() -> None:
     drawn, _ = draw("adding_problem", length=50)
     marks = drawn.inputs[..., 1]

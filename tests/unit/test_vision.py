@@ -55,6 +55,20 @@ def test_with_colour_beside_the_network_sees_no_hue() -> None:
     assert found[0, 5].tolist() == pytest.approx([(200 - brightness) / 255, (60 - brightness) / 255], abs=1e-5)
 
 
+def test_the_strongest_colour_of_a_region_is_told_whatever_surrounds_it() -> None:
+    """A thing in a corner of its region is as red as one that fills it; the mean says it is paler."""
+    filled = torch.full((1, 16, 16, 3), 210, dtype=torch.uint8)
+    corner = filled.clone()
+    red = torch.tensor([200, 60, 60], dtype=torch.uint8)
+    filled[:, 4:8, 8:12], corner[:, 7, 8] = red, red  # region 1, 2 of 4 x 4
+    one, other = colours(filled, 4, 4, strongest=True), colours(corner, 4, 4, strongest=True)
+    assert torch.equal(one, other)
+    assert one.nonzero()[:, 1].unique().tolist() == [6]
+    brightness = 0.299 * 200 + 0.701 * 60
+    assert one[0, 6].tolist() == pytest.approx([4 * (200 - brightness) / 255, 4 * (60 - brightness) / 255], abs=1e-5)
+    assert not torch.equal(colours(filled, 4, 4), colours(corner, 4, 4))
+
+
 @pytest.mark.parametrize("tuned", ["all", "last", "none"])
 def test_what_is_tuned(tuned: str) -> None:
     vision = Vision(options(tuned=tuned), 6)
