@@ -221,6 +221,17 @@ def test_predictions_are_complete_and_drawn(name: str, data: str, place: Place, 
         assert said <= {first for number in range(20) for first in task_sample(task, number)["captions"]}
 
 
+def test_what_predicts_sees_as_the_last_phase_of_training_did(place: Place) -> None:
+    """A first phase with one frame of each clip would otherwise make a model that learnt from three predict from one."""
+    two = recipe("s2vt", "clip", {"frames": 1}, then={"steps": 2, "objective": {"frames": 3}})
+    task, model = build(two, place)
+    [(_, memory)] = list(task.memories(model, "test", 100, torch.device("cpu")))
+    assert memory["mask"].shape == (9, 3)
+    assert task.description["caption"]["frames"] == 3
+    first = two.model_copy(update={"train": two.train.first_phase()})
+    assert first_batch(build(first, place)[0]).tensors["frames"].shape[1] == 1
+
+
 def test_the_nearest_picture_of_a_training_picture_is_itself(place: Place) -> None:
     task, model = build(recipe("nearest_image"), place)
     with pytest.raises(UserError, match="nothing was remembered"):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from unroll.config import check
 from unroll.errors import UserError
+from unroll.layers.dropout import dropout_place
 from unroll.layers.vision import BLIND_REGIONS, DenseOutput, Vision, VisionOptions, colours, coordinates, seen
 
 
@@ -67,6 +68,30 @@ def test_the_strongest_colour_of_a_region_is_told_whatever_surrounds_it() -> Non
     brightness = 0.299 * 200 + 0.701 * 60
     assert one[0, 6].tolist() == pytest.approx([4 * (200 - brightness) / 255, 4 * (60 - brightness) / 255], abs=1e-5)
     assert not torch.equal(colours(filled, 4, 4), colours(corner, 4, 4))
+
+
+def test_the_network_sees_some_pictures_grey_and_is_told_their_colours() -> None:
+    """The same ones for any number of workers, all frames of a clip alike, and none when it predicts."""
+    torch.manual_seed(1)
+    vision = Vision(options(widths=[8], stem=4, colour="strongest", grey=0.5, grey_contrast=0.5), 6)
+    given, seen = pictures(12), []
+    vision.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with dropout_place(1, 7, 0, 6):
+        whole = vision(given, 2)
+    with dropout_place(1, 7, 2, 6):
+        part = vision(given[4:8], 2)
+    torch.testing.assert_close(part, whole[4:8])
+    grey = (seen[0][:, 0] == seen[0][:, 1]).flatten(1).all(1)  # [B]
+    assert torch.equal(grey[::2], grey[1::2])
+    assert 0 < int(grey.sum()) < 12
+    one = int(grey.nonzero()[0])
+    with dropout_place(1, 7, 0, 6):
+        turned = vision(given.index_copy(0, torch.tensor([one]), given[one : one + 1, :, :, [2, 1, 0]]), 2)
+    assert not torch.allclose(turned[one], whole[one])
+    vision.eval()
+    assert torch.equal(vision.features(given), vision.features(given[..., [1, 2, 0]]))
+    vision(given)
+    assert not (seen[-1][:, 0] == seen[-1][:, 1]).flatten(1).all(1).any()
 
 
 @pytest.mark.parametrize("tuned", ["all", "last", "none"])

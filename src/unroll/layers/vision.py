@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from unroll.config import Strict
 from unroll.errors import UserError
-from unroll.layers.dropout import Dropout
+from unroll.layers.dropout import Dropout, draw_integers, draw_mask
 
 
 class VisionOptions(Strict):
@@ -44,6 +44,9 @@ class VisionOptions(Strict):
     pretrained: name of a model of Hugging Face `transformers` that stands in for the network of our own.
     tuned: what training changes: `all`, the `last` stage, or `none`. What is not tuned is computed without gradients.
     colour: `mixed`, or `beside` what the network makes of a picture without hues, or so the `strongest`, see above.
+    grey, grey_contrast: in training the network sees brightness alone of this share of the pictures, whose differences from
+    their mean are multiplied by a factor between 1 - c and 1 + c; their colours are told all the same. Grey pictures of
+    `data/media.py` have none to tell: what is black on a shape that training lacks in black looks like one of them.
     dropout: of what the encoder gives, the same channels for all regions or frames. blind: the picture is not looked at;
     a grid that is learnt stands in its place, the same for every picture: what is left is what words alone predict.
     """
@@ -56,6 +59,8 @@ class VisionOptions(Strict):
     stored: int | None = Field(None, ge=1)
     tuned: Literal["all", "last", "none"] = "all"
     colour: Literal["mixed", "beside", "strongest"] = "mixed"
+    grey: float = Field(0.0, ge=0.0, lt=1.0)
+    grey_contrast: float = Field(0.0, ge=0.0, le=1.0)
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     blind: bool = False
 
@@ -65,6 +70,8 @@ class VisionOptions(Strict):
             raise ValueError(
                 f"colour: {self.colour} is for the network of our own, neither for stored features nor for pretrained"
             )
+        if self.grey and self.colour == "mixed":
+            raise ValueError("grey: leaves no colour to tell with colour mixed; use beside or strongest")
         return self
 
     @model_validator(mode="after")
@@ -189,11 +196,11 @@ class Vision(nn.Module):
         if options.tuned == "last":
             self.network.last_stage().requires_grad_(True)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """The grid, row by row: [B,P,D]."""
+    def forward(self, pictures: Tensor, each: int = 1) -> Tensor:
+        """The grid, row by row: [B,P,D]. `each`: so many pictures, one after the other, are of one row of the batch."""
         if self.options.blind:
             return self.nothing.expand(len(pictures), -1, -1)
-        features = self.features(pictures)  # [B,C,h,w]
+        features = self.features(pictures, each)  # [B,C,h,w]
         rows, _, height, width = features.shape
         regions = features.flatten(2).transpose(1, 2)  # [B,P,C]
         places = coordinates(height, width, regions).expand(rows, -1, -1)  # [B,P,2]
@@ -204,7 +211,7 @@ class Vision(nn.Module):
         grid: Tensor = self.project(torch.cat(told, -1))
         return grid
 
-    def features(self, pictures: Tensor) -> Tensor:
+    def features(self, pictures: Tensor, each: int = 1) -> Tensor:
         """Of the network alone: uint8 [B,H,W,3] -> [B,C,h,w]; stored features pass.
 
         Raises:
@@ -218,10 +225,24 @@ class Vision(nn.Module):
         if stored is not None:
             return pictures.to(like.dtype)
         shown = pictures if self.options.colour == "mixed" else without_hue(pictures)
+        if self.training and self.options.grey:
+            shown = self._some_grey(pictures, shown, each)
         inputs = (shown.to(like.dtype) / 127.5 - 1).permute(0, 3, 1, 2)  # [B,3,H,W] or [B,2,H,W]
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.options.tuned != "none"):
             features: Tensor = self.network(inputs)
         return features
+
+    def _some_grey(self, pictures: Tensor, shown: Tensor, each: int) -> Tensor:
+        """What is shown [B,H,W,2] of pictures [B,H,W,3], brightness alone of some: float [B,H,W,2]."""
+        rows, device = len(pictures) // each, pictures.device
+        seen_grey = draw_mask((rows,), self.options.grey, True, device, torch.float32) == 0  # [rows]
+        drawn = draw_integers((rows,), 65536, device) / 65535  # in [0, 1]
+        factor = 1 + self.options.grey_contrast * (2 * drawn - 1)
+        seen_grey, factor = (x.repeat_interleave(each).view(-1, 1, 1) for x in (seen_grey, factor))  # [B,1,1]
+        light = brightness(pictures)[..., 0]  # [B,H,W]
+        mean = light.mean((1, 2), keepdim=True)
+        light = (mean + factor * (light - mean)).clamp(0, 255)
+        return torch.where(seen_grey[..., None], light[..., None], shown)
 
     def vector(self, grid: Tensor) -> Tensor:
         """The whole picture from its grid: [B,P,D] -> [B,D]."""
@@ -248,16 +269,20 @@ def without_hue(pictures: Tensor) -> Tensor:
 
 def colours(pictures: Tensor, height: int, width: int, strongest: bool = False) -> Tensor:
     """R - Y and B - Y of every region of a grid, row by row: uint8 [B,H,W,3] -> [B,P,2]. Their mean, within [-1, 1], or
-    four times those of the pixel where they are `strongest`. Y is the brightness of ITU-R BT.601."""
-    weights = torch.tensor([0.299, 0.587, 0.114], device=pictures.device)
-    brightness = (pictures * weights).sum(-1, keepdim=True)  # no matrix product, which mixed precision would round
-    differences = ((pictures[..., ::2] - brightness) / 255).permute(0, 3, 1, 2)  # [B,2,H,W]
+    four times those of the pixel where they are `strongest`."""
+    differences = ((pictures[..., ::2] - brightness(pictures)) / 255).permute(0, 3, 1, 2)  # [B,2,H,W]
     if not strongest:
         return F.adaptive_avg_pool2d(differences, (height, width)).flatten(2).transpose(1, 2)
     strength = differences.square().sum(1)  # [B,H,W]
     _, places = F.adaptive_max_pool2d(strength, (height, width), return_indices=True)  # [B,h,w]
     chosen = places.flatten(1)[..., None].expand(-1, -1, 2)  # [B,P,2]
     return 4 * differences.flatten(2).transpose(1, 2).gather(1, chosen)
+
+
+def brightness(pictures: Tensor) -> Tensor:
+    """Y of ITU-R BT.601: uint8 [B,H,W,3] -> float [B,H,W,1]."""
+    weights = torch.tensor([0.299, 0.587, 0.114], device=pictures.device)
+    return (pictures * weights).sum(-1, keepdim=True)  # no matrix product, which mixed precision would round
 
 
 class DenseOutput(nn.Module):

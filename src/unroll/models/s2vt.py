@@ -120,7 +120,7 @@ class Model(ConditionalGenerator):
         frames = seen(inputs, self.reads)
         rows, count = frames.shape[:2]
         mask = torch.arange(count, device=frames.device) < inputs["frame_counts"][:, None]  # [B,F]
-        grid = self.vision(frames.flatten(0, 1))  # [B*F,P,D]
+        grid = self.vision(frames.flatten(0, 1), count)  # [B*F,P,D]
         places = grid.shape[1]
         if self.config.regions:
             grid = self.vision.dropout(grid.reshape(rows, count * places, -1)).view_as(grid)

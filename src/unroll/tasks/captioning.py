@@ -24,7 +24,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from unroll.config import Recipe, Strict, check
+from unroll.config import Recipe, Strict, Training, check
 from unroll.data.features import EXTENSION as FEATURES
 from unroll.data.features import decode_features, energy
 from unroll.data.loader import MASKED
@@ -122,9 +122,11 @@ class Task(GenerationTask):
 
     @cached_property
     def options(self) -> Objective:
-        """The objective; that of a model that is not trained by gradients says its side and frames alone."""
-        objective = getattr(self.recipe.train, "objective", {})
-        options: Objective = check(Objective, objective, f"recipes.{self.recipe.name}.train.objective")
+        """The objective, of two phases of training the last one's, since that is what a trained model sees; that of a model
+        that is not trained by gradients says its side and frames alone."""
+        train, place = self.recipe.train, f"recipes.{self.recipe.name}"
+        objective = getattr(train.last_phase(place) if isinstance(train, Training) else train, "objective", {})
+        options: Objective = check(Objective, objective, f"{place}.train.objective")
         return options
 
     # --- training ---------------------------------------------------------------------------------------------------
