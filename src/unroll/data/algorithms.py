@@ -236,9 +236,8 @@ class PrioritySort(_Lengths):
     """L vectors, each with a priority from -1 to 1 on a channel of its own; then the `kept` share of highest priority, from
     the highest down. T = L + 1 + kept L.
 
-    near: the share of priorities that lie next to another's, at a distance whose logarithm is uniform, from a fiftieth of
-    `within` to `within`. With none, two of 20 that are to be given one after the other are nearer than a thousandth in one
-    list of seven: nothing else is hard, and little is learnt about it.
+    near: the share of priorities that lie within `within` of another's. With none, two of 20 that are to be given one
+    after the other are nearer than a thousandth in one list of seven: nothing else is hard, and little is learnt about it.
     """
 
     shortest: int = Field(20, ge=1)
@@ -255,11 +254,11 @@ class PrioritySort(_Lengths):
         kept = max(1, round(self.kept * length))
         vectors, priorities = _bits(generator, rows, length, self.bits), generator.uniform(-1, 1, (rows, length))
         if self.near and length > 1:
-            size_of_all = rows, length
-            others = (np.arange(length) + generator.integers(1, length, size_of_all)) % length
-            away = self.within * 50.0 ** -generator.random(size_of_all) * generator.choice([-1.0, 1.0], size_of_all)
-            moved = (np.take_along_axis(priorities, others, axis=1) + away).clip(-1, 1)
-            priorities = np.where(generator.random(size_of_all) < self.near, moved, priorities)
+            others = (np.arange(length) + generator.integers(1, length, (rows, length))) % length
+            moved = np.take_along_axis(priorities, others, axis=1) + self.within * generator.uniform(
+                -1, 1, (rows, length)
+            )
+            priorities = np.where(generator.random((rows, length)) < self.near, moved.clip(-1, 1), priorities)
         inputs, targets, mask = _blank(rows, length + 1 + kept, self.form)
         inputs[:, :length, : self.bits] = vectors
         inputs[:, :length, self.bits] = priorities

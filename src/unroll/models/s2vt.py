@@ -19,7 +19,13 @@ decoder attends to every place of every frame instead, as Xu et al. 2015 (1502.0
     c_t = sum_s sum_p alpha_tsp [f_sp ; h2_s]         f_sp: the vector of region p of frame s
 
 h2_s holds what all frames so far showed, and lets a model learn which things go together instead of what a region is. With
-`times` a learnt vector of the frame's number, e_s, stands in its place: [f_sp ; e_s]. And with `third_layer` an LSTM reads
+`times` a learnt vector of the frame's number, e_s, stands in its place: [f_sp ; e_s]. Neither says which of two things
+moves; with `motion` a region knows of itself in the frames before and after (a convolution over time, Tran et al. 2015,
+1412.0767), 0 before the first and after the last:
+
+    f_sp <- f_sp + relu(V_1 f_{s-1,p} + V_2 f_sp + V_3 f_{s+1,p} + v)
+
+With `third_layer` an LSTM reads
 what was looked at and remembers it, as in `show_attend_tell`'s `two_layers`, so that what has been named is known from
 the pictures too and not from the words alone:
 
@@ -51,9 +57,10 @@ from unroll.layers.vision import Vision, VisionOptions, seen
 
 class Config(Strict):
     """`frame`: width of a frame's vector; `regions`: attention looks at the regions of all frames; `times`: so many frames
-    have a vector that says which one it is, in the place of the LSTM's state, 0 for the state; `third_layer`: an LSTM
-    after attention; `dropout` of embedded words and what goes into the softmax; `word_dropout` of whole words that are
-    read, so that the next one comes from the picture and not from those before."""
+    have a vector that says which one it is, in the place of the LSTM's state, 0 for the state; `motion`: a region knows
+    of itself in the frames before and after; `third_layer`: an LSTM after attention; `dropout` of embedded words and what
+    goes into the softmax; `word_dropout` of whole words that are read, so that the next one comes from the picture and
+    not from those before."""
 
     encoder: VisionOptions = VisionOptions()
     frame: int = Field(128, ge=1)
@@ -62,6 +69,7 @@ class Config(Strict):
     attention: Literal["none", "additive", "general"] = "none"
     regions: bool = False
     times: int = Field(0, ge=0)
+    motion: bool = False
     third_layer: bool = False
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     word_dropout: float = Field(0.0, ge=0.0, lt=1.0)
@@ -84,6 +92,8 @@ TINY: list[dict[str, Any]] = [
      "attention": "general", "regions": True},
     {"encoder": {"widths": [4], "groups": 2}, "frame": 4, "embedding": 5, "width": 6, "attention": "general",
      "regions": True, "times": 3, "third_layer": True},
+    {"encoder": {"widths": [4], "groups": 2, "colour": "strongest", "grey": 0.5}, "frame": 4, "embedding": 5, "width": 6,
+     "attention": "general", "motion": True},
     {"encoder": {"blind": True}, "frame": 4, "embedding": 5, "width": 6},
 ]  # fmt: skip
 """Small configurations, at least one for each option: what the contract tests build."""
@@ -107,6 +117,7 @@ class Model(ConditionalGenerator):
         self.attention = None if config.attention == "none" else attention_layer(config.attention, width, memory)
         self.combine = None if self.attention is None else nn.Linear(width + memory, width)
         self.times = nn.Parameter(torch.randn(config.times, width) * 0.1) if config.times else None
+        self.motion = nn.Linear(3 * config.frame, config.frame) if config.motion else None
         self.third = LSTM(width + memory, width) if config.third_layer else None
         self.output = Softmax(width, words)
 
@@ -122,6 +133,8 @@ class Model(ConditionalGenerator):
         mask = torch.arange(count, device=frames.device) < inputs["frame_counts"][:, None]  # [B,F]
         grid = self.vision(frames.flatten(0, 1), count)  # [B*F,P,D]
         places = grid.shape[1]
+        if self.motion is not None:
+            grid = self._moving(grid.view(rows, count, places, -1) * mask[..., None, None]).flatten(0, 1)
         if self.config.regions:
             grid = self.vision.dropout(grid.reshape(rows, count * places, -1)).view_as(grid)
         vectors = self.vision.vector(grid).view(rows, count, -1)  # [B,F,D]
@@ -145,6 +158,13 @@ class Model(ConditionalGenerator):
         if self.attention is not None:
             memory["keys"] = self.attention.keys(memory["values"])
         return memory
+
+    def _moving(self, grid: Tensor) -> Tensor:
+        """The regions of all frames [B,F,P,D], and what is in the same places one frame before and after."""
+        assert self.motion is not None
+        around = nn.functional.pad(grid, (0, 0, 0, 0, 1, 1))  # [B,F+2,P,D]
+        windows = torch.cat([around[:, :-2], grid, around[:, 2:]], -1)  # [B,F,P,3D]
+        return grid + torch.relu(self.motion(windows))
 
     def initial_state(self, memory: State) -> State:
         """{"<layer>.hidden", "<layer>.memory": [B,H]}: where reading ended; a third layer begins with nothing."""
