@@ -174,6 +174,17 @@ def test_every_objective_trains(name: str, objective: dict[str, Any], place: Pla
     assert cost["parameters"] > 0
 
 
+def test_a_loss_over_captions_can_leave_the_encoder_alone(place: Place) -> None:
+    sequence = {"loss": "self_critical", "reward": "cider", "search": "sample", "candidates": 2, "longest": 9}
+    for reached in (True, False):
+        told = {"sequence": {**sequence, "token_weight": 0.0, "encoder": reached}}
+        task, model = build(recipe("show_attend_tell", objective=told), place)
+        task.loss(model.train(), first_batch(task), None).objective.backward()
+        moved = {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.abs().sum() > 0)}
+        assert "cell.weight_hidden" in moved
+        assert any(name.startswith("vision.") for name in moved) == reached
+
+
 def test_replaced_words_are_read_and_not_asked_for() -> None:
     tokens = torch.tensor([[9, 1, 2, 3, 4, 5]]).repeat(200, 1)  # BOS is 9
     read = with_any_words(tokens, 0.25, 9)

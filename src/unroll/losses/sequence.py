@@ -10,7 +10,8 @@ U(x), cost c(u) in [0, 1] (1 - sentence BLEU, say), and score s(u) = log p(u | x
                                                        2017, 1612.00563); the candidates must be drawn
 
 A sentence counts as much as it has target tokens, so that the sum adds up over batches and workers as the token loss
-does; the two are mixed by `token_weight` (the paper's "weighted" combination).
+does; the two are mixed by `token_weight` (the paper's "weighted" combination). With `encoder: false` this loss does not reach the
+encoder, as in Rennie et al., who store what theirs says: the reward says little of a picture, and what is seen is not to change.
 
 Candidates come from the model as it is at this step: the n best of a beam, or drawn. Drawn ones depend on the number of
 workers, those of a beam do not.
@@ -52,6 +53,7 @@ class SequenceObjective(Strict):
     temperature: float = Field(1.0, gt=0.0)
     sharpness: float = Field(1.0, gt=0.0)
     token_weight: float = Field(0.3, ge=0.0, le=1.0)
+    encoder: bool = True
 
     @model_validator(mode="after")
     def enough(self) -> Self:

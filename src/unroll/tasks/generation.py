@@ -143,6 +143,8 @@ class GenerationTask:
             fixed = model.encode(tensors)
             found, baseline = candidates(model, fixed, options)  # [B*K,T], [B,T] or none
         model.train()
+        if not options.encoder:
+            memory = {name: tensor.detach() for name, tensor in memory.items()}
         sources = len(memory["mask"])
         costs = self.costs(found, tensors["targets"], sources)  # [B,K]
         baseline = None if baseline is None else self.costs(baseline, tensors["targets"], sources)  # [B,1]
