@@ -81,3 +81,16 @@ def test_of_drawn_captions_a_missing_pair_says_nothing_and_the_rest_leaves_the_m
     assert logits.grad is not None
     assert not logits.grad[[0, 3]].any()
     assert logits.grad[1, 2].abs() < 1e-12
+
+
+def test_of_drawn_captions_a_word_that_is_missing_before_the_next_one_says_nothing_either() -> None:
+    missing = torch.zeros(4, 4, dtype=torch.bool)
+    missing[1, 2] = True  # word 1 is missing before word 2
+    logits = torch.randn(3, 4, dtype=torch.float64)
+    targets = torch.tensor([1, 2, 3])  # 3 ends a caption
+    losses = losses_without(missing, logits.log_softmax(-1), torch.zeros(3).long(), targets, followers(targets, 3))
+    assert losses[0].item() == 0.0
+    torch.testing.assert_close(losses[1:], -logits.log_softmax(-1)[[1, 2], [2, 3]])
+    targets = torch.tensor([0, 2, 3])
+    losses = losses_without(missing, logits.log_softmax(-1), torch.zeros(3).long(), targets, followers(targets, 3))
+    assert losses[0].item() == pytest.approx(-logits[0, [0, 2, 3]].log_softmax(-1)[0].item())

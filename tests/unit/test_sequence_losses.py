@@ -64,6 +64,18 @@ def test_a_candidate_scores_what_decoding_says(search: Any) -> None:
         assert len({tuple(row) for row in found[:4].tolist()}) == 4
 
 
+def test_a_candidate_is_scored_by_what_its_reader_makes_of_it() -> None:
+    model = tiny_model().eval()
+    memory = model.encode(sources())
+    with torch.no_grad():
+        found, _ = candidates(model, memory, SequenceObjective(candidates=2))
+        plain = candidate_scores(model, memory, found)
+        misread = candidate_scores(model, memory, found, misread=lambda tokens: torch.full_like(tokens, 3))
+        other = candidate_scores(model, memory, found, misread=lambda tokens: tokens.clone())
+    assert torch.equal(plain, other)
+    assert (plain != misread).all()
+
+
 def test_the_risk_falls_when_it_is_minimised() -> None:
     """The task: sentences that hold token 3. The candidates are the model's own at each step."""
     model, options = tiny_model(), SequenceObjective(loss="risk", candidates=6, search="sample")

@@ -56,25 +56,31 @@ def total_loss_without(
     """The sum of -log p of `targets` [N], -1 where there is none, with p over the words that are not `missing` [V,V] after
     `tokens` [N], nor before `following` [N], -1 where nothing follows, from `log_probabilities` [N,V]; a target itself
     always counts."""
-    left_out = missing[tokens]  # [N,V]
-    if following is not None:
-        left_out = left_out | (missing.T[following.clamp_min(0)] & (following >= 0)[:, None])
-    left_out = left_out.scatter(1, targets.clamp_min(0)[:, None], False)
+    left_out = _left_out(missing, tokens, following).scatter(1, targets.clamp_min(0)[:, None], False)  # [N,V]
     scores = log_probabilities.masked_fill(left_out, -torch.inf)
     return F.cross_entropy(scores, targets, ignore_index=-1, reduction="sum")
+
+
+def losses_without(
+    missing: Tensor, log_probabilities: Tensor, tokens: Tensor, targets: Tensor, following: Tensor | None = None
+) -> Tensor:
+    """As `total_loss_without`, but each by itself [N], and 0 where the target is missing after its token, or before what
+    follows: what a model has drawn may hold such pairs, and that no picture of training rewards them is no news."""
+    left_out = _left_out(missing, tokens, following)  # [N,V]
+    wanted = targets.clamp_min(0)[:, None]  # [N,1]
+    drawn = left_out.gather(1, wanted)[:, 0]  # [N]
+    scores = log_probabilities.masked_fill(left_out.scatter(1, wanted, False), -torch.inf)
+    return F.cross_entropy(scores, targets, ignore_index=-1, reduction="none").masked_fill(drawn, 0.0)
+
+
+def _left_out(missing: Tensor, tokens: Tensor, following: Tensor | None) -> Tensor:
+    """The words that are missing after `tokens` [N] or before `following` [N]: bool [N,V]."""
+    if following is None:
+        return missing[tokens]
+    return missing[tokens] | (missing.T[following.clamp_min(0)] & (following >= 0)[:, None])
 
 
 def followers(targets: Tensor, end: int) -> Tensor:
     """The word after each of `targets` [N], captions one after the other that are closed by `end`, -1 where there is none."""
     after = torch.cat([targets[1:], targets.new_full((1,), -1)])
     return torch.where((targets == end) | (targets < 0), -1, after)
-
-
-def losses_without(missing: Tensor, log_probabilities: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
-    """As `total_loss_without`, but each by itself [N], and 0 where the target is missing after its token: what a model has
-    drawn may hold such pairs, and that no picture of training rewards them is no news."""
-    left_out = missing[tokens]  # [N,V]
-    wanted = targets.clamp_min(0)[:, None]  # [N,1]
-    drawn = left_out.gather(1, wanted)[:, 0]  # [N]
-    scores = log_probabilities.masked_fill(left_out.scatter(1, wanted, False), -torch.inf)
-    return F.cross_entropy(scores, targets, ignore_index=-1, reduction="none").masked_fill(drawn, 0.0)

@@ -92,15 +92,20 @@ TokenLosses = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 
 
 def candidate_scores(
-    model: ConditionalGenerator, memory: State, targets: Tensor, token_losses: TokenLosses = plain_losses
+    model: ConditionalGenerator,
+    memory: State,
+    targets: Tensor,
+    token_losses: TokenLosses = plain_losses,
+    misread: Callable[[Tensor], Tensor] = lambda tokens: tokens,
 ) -> Tensor:
-    """Mean log-probability of a token of each candidate `targets` [B*K,T], with gradients: [B,K]."""
+    """Mean log-probability of a token of each candidate `targets` [B*K,T], with gradients: [B,K]. The model reads what
+    `misread` makes of the tokens."""
     sources = len(memory["mask"])
     count = len(targets) // sources
     with several_for_each_row(count):
         opening = torch.full_like(targets[:, :1], bos(model.vocabulary))
         tokens = torch.cat([opening, targets[:, :-1].clamp_min(0)], 1)  # [B*K,T]
-        output = model(tokens, memory, expand_rows(model.initial_state(memory), count))
+        output = model(misread(tokens), memory, expand_rows(model.initial_state(memory), count))
     losses = token_losses(model, output.hidden.flatten(0, 1), tokens.flatten(), targets.flatten())
     losses = losses.view_as(targets)  # [B*K,T]
     lengths = (targets >= 0).sum(1)

@@ -65,8 +65,8 @@ class Objective(GenerationObjective):
 
     captions: how many of a picture's are in each batch, drawn for each epoch; 0: all. doubly_stochastic: weight of
     sum_p (1 - sum_t alpha_tp)^2 for each caption. hard: of a model with hard attention. spare_missing: do not teach
-    that a pair of words is wrong which the training captions merely lack ("red star"), see `losses/analogy.py`; `both`: in
-    the words' own loss neither after the word before nor before the word after.
+    that a pair of words is wrong which the training captions merely lack ("red star"), see `losses/analogy.py`; `both`:
+    neither after the word before nor before the word after.
     validation: what is scored on the validation split, the mean log-loss of a token or -CIDEr-D of greedy captions.
     """
 
@@ -162,16 +162,18 @@ class Task(GenerationTask):
     def log_loss(self, model: Any, hidden: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
         if not (self.objective.spare_missing and model.training):
             return super().log_loss(model, hidden, tokens, targets)
-        scores = model.output.log_probabilities(hidden)  # [N,V]
-        both = self.objective.spare_missing == "both"
-        following = followers(targets, eos(self.vocabulary["target"])) if both else None
+        scores, following = model.output.log_probabilities(hidden), self._following(targets)  # [N,V] [N]
         return total_loss_without(self.missing.to(tokens.device), scores, tokens, targets, following)
 
     def token_losses(self, model: Any, hidden: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
         if not self.objective.spare_missing:
             return super().token_losses(model, hidden, tokens, targets)
-        scores = model.output.log_probabilities(hidden)  # [N,V]
-        return losses_without(self.missing.to(tokens.device), scores, tokens, targets)
+        scores, following = model.output.log_probabilities(hidden), self._following(targets)  # [N,V] [N]
+        return losses_without(self.missing.to(tokens.device), scores, tokens, targets, following)
+
+    def _following(self, targets: Tensor) -> Tensor | None:
+        """The word after each of `targets` [N], if words that are missing before it are spared."""
+        return followers(targets, eos(self.vocabulary["target"])) if self.objective.spare_missing == "both" else None
 
     def extra_losses(self, model: Any, output: GeneratorOutput, targets: Tensor) -> Tensor | float:
         options, extra = self.objective, torch.zeros((), device=targets.device)

@@ -41,8 +41,8 @@ class GenerationObjective(Strict):
     arXiv:1506.03099): probability that the model is given its own guess in place of a true token; in the parallel form
     (Duckworth et al. 2019, 1906.04331): the guesses are drawn after a first pass over the true tokens.
     `word_replacement` (Takase & Kiyono 2021, 2104.01853, "Rep(Uni)"): probability that it is given any word in place of a
-    true one, so that what it says next comes from the source and not from the word before. `sequence`: a loss over whole
-    candidates (`losses/sequence.py`)."""
+    true one, so that what it says next comes from the source and not from the word before; candidates are misread alike.
+    `sequence`: a loss over whole candidates (`losses/sequence.py`)."""
 
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     scheduled_sampling: float = Field(0.0, ge=0.0, lt=1.0)
@@ -106,10 +106,11 @@ class GenerationTask:
         with several_for_each_row(count) if count > 1 else nullcontext():
             if model.training and options.scheduled_sampling:
                 tokens = mixed_with_guesses(model, tensors, options.scheduled_sampling, count)
-            read = tokens
-            if model.training and options.word_replacement:
-                read = with_any_words(tokens, options.word_replacement, bos(self.vocabulary["target"]))
-            output = model(read, memory, expand_rows(model.initial_state(memory), count))
+            output = model(
+                self.misread(tokens) if model.training else tokens,
+                memory,
+                expand_rows(model.initial_state(memory), count),
+            )
         hidden = output.hidden.flatten(0, 1)  # [N*T,D]
         total = self.log_loss(model, hidden, tokens.flatten(), targets.flatten())
         objective = total
@@ -119,6 +120,11 @@ class GenerationTask:
                 total = share * total + (1 - share) * self.sequence_loss(model, tensors, memory, options.sequence)
             objective = total + self.extra_losses(model, output, targets)
         return Loss(objective, total.detach(), None)
+
+    def misread(self, tokens: Tensor) -> Tensor:
+        """`tokens` [N,T] with some of them replaced, as the objective's `word_replacement` says."""
+        probability = self.objective.word_replacement
+        return with_any_words(tokens, probability, bos(self.vocabulary["target"])) if probability else tokens
 
     def log_loss(self, model: Any, hidden: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
         """The sum of -log p of `targets` [N] given `hidden` [N,D], after `tokens` [N] were read."""
@@ -148,7 +154,7 @@ class GenerationTask:
         sources = len(memory["mask"])
         costs = self.costs(found, tensors["targets"], sources)  # [B,K]
         baseline = None if baseline is None else self.costs(baseline, tensors["targets"], sources)  # [B,1]
-        scores = candidate_scores(model, memory, found, self.token_losses)  # [B,K]
+        scores = candidate_scores(model, memory, found, self.token_losses, self.misread)  # [B,K]
         losses = sequence_loss(scores, costs, options, baseline)  # [B]
         return (losses * (tensors["targets"] >= 0).view(len(losses), -1).sum(1)).sum()
 
