@@ -187,6 +187,33 @@ def test_outputs_that_a_command_did_not_write_are_a_failure(
     assert "lost: failed: missing data 'source': gone" in told or "gone" in told
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_takes_longest_by_the_kept_results_starts_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    """Side by side, that is; one after the other the order saves nothing, and stays the one of DVC."""
+    train = {"cmd": "echo ${key} >> begun; sleep ${item}; echo > ${key}", "deps": ["${key}.data"], "outs": ["${key}"]}
+    stages = {
+        "train": {"foreach": {"first": 1, "second": 0, "third": 2, "fourth": 0}, "do": train},
+        "data": {"cmd": "echo data >> begun; echo > third.data", "outs": ["third.data"]},
+    }
+    root = write_project(tmp_path / "project", yaml.safe_dump({"stages": stages}))
+    monkeypatch.chdir(root)
+    for name in ("first", "second", "fourth"):
+        (root / f"{name}.data").write_text("data")
+    (root / "results" / "cpu").mkdir(parents=True)
+    for name, minutes in {"first": 2, "second": 1, "third": 9}.items():
+        result = {"cost": {"minutes": minutes}, "seeds": [1]}
+        (root / "results" / "cpu" / f"{name}.json").write_text(json.dumps(result))
+    (root / "results" / "cpu" / "fourth.json").write_text("damaged")
+    with pipeline.opened([]) as stages_of_dvc:
+        serial = [name.removeprefix("train@") for name in stages_of_dvc.order]
+    assert serial[-1] == "third"
+    assert repro([], jobs=jobs) == 0
+    began = (root / "begun").read_text().split()
+    assert began == (serial if jobs == 1 else ["data", "first", "third", "second", "fourth"])
+
+
 @pytest.mark.parametrize(("jobs", "set_by_user", "expected"), [(2, None, "{}"), (2, "5", "5"), (1, None, "unset")])
 def test_jobs_share_the_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, set_by_user: str | None, expected: str

@@ -7,12 +7,13 @@ ended, also by children that outlive a killed parent.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -26,6 +27,8 @@ PREEMPTED = 75
 """Exit code of a stage, and of `unroll repro`, that was asked to stop and saved: run it again to go on (EX_TEMPFAIL)."""
 FAILED = 1
 WAIT_SECONDS = 0.2
+GUESSED_MINUTES = 0.1
+"""What a stage takes of which no result tells."""
 LOCK_FILE = "unroll-repro.lock"
 
 
@@ -68,6 +71,7 @@ class Schedule:
 
     def __init__(self, pipeline: Pipeline, runner: Runner, shown: Display, jobs: int, asked: list[int]) -> None:
         self.pipeline, self.runner, self.shown, self.jobs, self.asked = pipeline, runner, shown, jobs, asked
+        self.order = pipeline.order if jobs == 1 else _longest_first(pipeline, Path("results"))
         self.waiting = set(pipeline.order)
         self.running: dict[str, None] = {}
         self.finished: set[str] = set()
@@ -100,8 +104,7 @@ class Schedule:
         return PREEMPTED if set(self.codes) == {PREEMPTED} else FAILED
 
     def _start_ready(self) -> None:
-        """In the order of the serial run, in which a stage comes after those it needs."""
-        for name in self.pipeline.order:
+        for name in self.order:
             if len(self.running) >= self.jobs or self.asked:
                 return
             if name in self.waiting and self.pipeline.needs[name] <= self.finished:
@@ -177,6 +180,29 @@ class Schedule:
                 lost.add(other)
                 self.waiting.remove(other)
                 self.shown.end(other, State.SKIPPED, f"needs {name}")
+
+
+def _longest_first(pipeline: Pipeline, results: Path) -> list[str]:
+    """The stages by the minutes from their start to the end of what waits for them, so that no long one is left to run
+    alone at the end; where that is equal, in the order of the serial run. A training takes what `results` says it took.
+    """
+    known = _training_minutes(results)
+    ahead = dict.fromkeys(pipeline.order, 0.0)
+    for name in reversed(pipeline.order):  # a stage comes after those it needs
+        ahead[name] += known.get(name, GUESSED_MINUTES)
+        for needed in pipeline.needs[name]:
+            ahead[needed] = max(ahead[needed], ahead[name])
+    return sorted(pipeline.order, key=lambda name: -ahead[name])
+
+
+def _training_minutes(results: Path) -> dict[str, float]:
+    """By stage, for all its seeds; no more than a hint, so a file that is damaged (the report says so) tells nothing."""
+    minutes = {}
+    for path in results.glob("*/*.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            result = json.loads(path.read_text())
+            minutes[f"train@{path.stem}"] = float(result["cost"]["minutes"]) * len(result["seeds"])
+    return minutes
 
 
 @contextmanager
