@@ -262,6 +262,41 @@ def test_recipes_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         list(task(tmp_path / "data").fixed("exam"))
 
 
+def objective(**options: Any) -> dict[str, Any]:
+    return {"batch": 4, "steps": 3, "optimizer": {"learning_rate": 0.1}, "objective": options}
+
+
+def test_training_may_be_drawn_otherwise_and_what_is_scored_stays(tmp_path: Path) -> None:
+    prepare(tmp_path / "data")
+    plain, longer = (
+        task(tmp_path / "data", train=objective(drawn=drawn)) for drawn in ({}, {"shortest": 7, "longest": 9})
+    )
+    with longer.loader(1, WorkerContext(), None) as loader:
+        lengths = {next(loader)[0].tensors["inputs"].shape[1] for _ in range(12)}
+    assert lengths == {15, 17, 19}  # 2 L + 1
+    for part in ("validation", "test"):
+        for (size, scored), (other, found) in zip(plain.fixed(part), longer.fixed(part), strict=True):
+            assert size == other
+            assert torch.equal(scored["inputs"], found["inputs"])
+
+
+@pytest.mark.parametrize(
+    ("drawn", "message"),
+    [
+        ({"lenght": 3}, "recipes.r.train.objective.drawn.copy.lenght: unknown key 'lenght'"),
+        ({"bits": 9}, "recipes.r.train.objective.drawn: Form"),
+    ],
+)
+def test_training_drawn_so_that_the_model_could_not_read_it_is_refused(
+    tmp_path: Path, drawn: dict[str, Any], message: str
+) -> None:
+    prepare(tmp_path / "data")
+    with pytest.raises(UserError) as error:
+        task(tmp_path / "data", train=objective(drawn=drawn)).loader(1, WorkerContext(), None)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_weights_count_predictions_or_sequences(tmp_path: Path) -> None:
     prepare(tmp_path / "data")
     tensors = tensors_of(operation_of("copy", {"bits": 4}, "").draw(np.random.default_rng(0), 5, (3,)))

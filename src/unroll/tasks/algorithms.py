@@ -36,10 +36,13 @@ UNITS = {"bits": "bits_per_sequence", "classes": "bits_per_sequence", "numbers":
 
 
 class Objective(Strict):
-    """`per`: what the loss sum is divided by. `ponder_cost`: of a step of computation of one sequence, beside the mean loss."""
+    """`per`: what the loss sum is divided by. `ponder_cost`: of a step of computation of one sequence, beside the mean loss.
+    `drawn`: laid over the options of the operation where training batches are drawn, so that a second phase may practise
+    what is still hard."""
 
     per: Literal["prediction", "sequence"] = "prediction"
     ponder_cost: float = Field(0.0, ge=0.0)
+    drawn: dict[str, Any] = Field({})
 
 
 class Prediction(Strict):
@@ -66,9 +69,9 @@ class Task:
         self.vocabulary: dict[str, int] = self.manifest["vocabulary"]
         self.description: dict[str, Any] = {"operation": self.options["operation"]}
 
-    def operation(self, changes: dict[str, Any]) -> Operation:
-        """What is generated, with changes laid over the options of the data set."""
-        place = f"{self.folder / 'manifest.json'}: options"
+    def operation(self, changes: dict[str, Any], place: str = "") -> Operation:
+        """What is generated, with changes, stated at `place`, laid over the options of the data set."""
+        place = place or f"{self.folder / 'manifest.json'}: options"
         return operation_of(self.options["operation"], {**self.options["options"], **changes}, place)
 
     # --- training ---------------------------------------------------------------------------------------------------
@@ -98,7 +101,11 @@ class Task:
         """The batches of this worker from `position` on, for ever: one list a step, one batch for each pass."""
         if self.training.batch is None:
             raise UserError(f"recipes.{self.recipe.name}.train.batch: missing; sequences are generated in rows")
-        plan = GeneratedPlan(self.operation({}), self.training.batch, seed)
+        place = f"recipes.{self.recipe.name}.train.objective.drawn"
+        operation = self.operation(self.objective.drawn, place)
+        if operation.form != self.form:
+            raise UserError(f"{place}: {operation.form} differs from the form of the data set, {self.form}")
+        plan = GeneratedPlan(operation, self.training.batch, seed)
         slices = row_slices(self.training, context)
         return GeneratedLoader(lambda step: tensors_of(plan.batch(step)), self.weight, slices, position)
 
