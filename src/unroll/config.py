@@ -224,14 +224,30 @@ def nearest(word: str, allowed: list[str]) -> str:
     return f"{hint} (allowed: {', '.join(sorted(allowed))})"
 
 
+class _KeysOnce(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, where YAML would take the last one and lose the other unseen."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        first: dict[str, yaml.Mark] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in first:
+                line = first[key.value].line + 1
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} stands in line {line} too", problem_mark=key.start_mark
+                )
+            first[key.value] = key.start_mark
+        return node
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file (safe loader: tags cannot run code).
 
     Raises:
-        UserError: no such file, not YAML (with line and column), or not a mapping.
+        UserError: no such file, not YAML or a key stated twice (with line and column), or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _KeysOnce)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:

@@ -93,6 +93,16 @@ def test_yaml_that_is_none_names_line_and_column(tmp_path: Path) -> None:
         read_yaml(path)
 
 
+def test_a_key_stated_twice_is_refused(tmp_path: Path) -> None:
+    """YAML takes the last one: half of a recipe would be lost unseen. Keys that come by `<<` may be stated anew."""
+    path = tmp_path / "recipes.yaml"
+    path.write_text("recipes:\n  a: &a {x: 1, y: 2}\n  b: {<<: *a, x: 3}\n  c: {<<: *a, z: {x: 1}}\n")
+    assert read_yaml(path)["recipes"]["b"] == {"x": 3, "y": 2}
+    path.write_text("recipes:\n  a: {x: 1}\n  b: {x: 2}\n  a: {x: 3}\n")
+    with pytest.raises(UserError, match=r"recipes.yaml: line 4, column 3 not valid YAML: 'a' stands in line 2 too$"):
+        read_yaml(path)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
