@@ -11,9 +11,9 @@ helpers. Photographs of flickr8k-subset, made 256 pixels on the shorter side; dr
     folder       a torch DataLoader over a folder of the same files: Image.open, RGB, crop
 
 The three crop alike: a part of the area between 0.4 and 1, stretched by up to 4/3, bilinear. Ratios are of processor
-time within a round, in which the systems take turns, so a busy machine moves them little; medians over rounds, with an
-interval of 95 % from 10,000 resamples of the rounds: neighbours on a shared machine move a ratio by a tenth. Memory is
-the growth of the resident set while an epoch is read, not decoded, for a set and for one four times as large.
+time within a round, in which the systems take turns; medians over rounds, with an interval of 95 % from 10,000 resamples
+of the rounds, as neighbours on a shared machine move a single ratio by a tenth and more. Memory is the growth of the
+resident set while an epoch is read, not decoded, for a set and for one four times as large.
 """
 
 from __future__ import annotations
